@@ -1,0 +1,1 @@
+"""cnx, ControlNet experiments: train ControlNets on Stable Diffusion and find out what makes that training work."""
