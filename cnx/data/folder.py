@@ -1,0 +1,175 @@
+"""The Fill50K layout: a folder with prompt.json, control maps in source/ and images in target/."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from cnx.errors import InputError
+
+OnError = Literal["raise", "skip"]
+
+# Transparent parts of a map become black, which is "nothing here" in edges, lines, depth and poses alike;
+# of a target they become white, as every browser and most training code show them.
+BEHIND_MAP = 0
+BEHIND_TARGET = 255
+
+
+@dataclass(frozen=True)
+class Item:
+    """One training example: control map, image and prompt (which may be empty)."""
+
+    source: Path
+    target: Path
+    prompt: str
+
+
+def read_folder(root: str | Path, limit: int | None = None, on_error: OnError = "raise") -> list[Item]:
+    """Read the items of a data set folder in the order of its prompt.json, which has one JSON object per line.
+
+    Paths are relative to the folder, with or without the `source/` and `target/` prefix. Blank lines are ignored.
+
+    Args:
+        limit: read the first `limit` items only; lines after them are not looked at.
+        on_error: `skip` keeps an item whose files are missing, with the path where they were expected, for the
+            caller to count; a prompt.json that cannot be understood is an error in any case.
+
+    Raises:
+        InputError: no folder, no prompt.json, no items, a line that is no item, a missing image file.
+    """
+    root = Path(root)
+    expected = "expected one JSON object per line with the keys source, target, prompt"
+    check_limit(limit)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; set data.root to a folder with prompt.json, source/ and target/")
+    listing = root / "prompt.json"
+    if not listing.is_file():
+        raise InputError(f"{listing}: no such file; {expected}")
+    try:
+        lines = listing.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would cut at U+2028 in a prompt
+    except UnicodeDecodeError as error:
+        raise InputError(f"{listing}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    items = []
+    for number, line in enumerate(lines, start=1):
+        if limit is not None and len(items) == limit:
+            break
+        if not line.strip():
+            continue
+        where = f"{listing}:{number}"
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{where}: not JSON ({error.msg}, column {error.colno}); {expected}") from None
+        if not isinstance(entry, dict):
+            raise InputError(f"{where}: a JSON {type(entry).__name__} instead of an object; {expected}")
+        for key in ("source", "target", "prompt"):
+            if key not in entry:
+                raise InputError(f"{where}: no {key!r}; {expected}")
+            if not isinstance(entry[key], str):
+                raise InputError(f"{where}: {key} is {entry[key]!r}, not a string; {expected}")
+        source, target = (_find_file(root, key, entry[key], where, on_error) for key in ("source", "target"))
+        items.append(Item(source, target, entry["prompt"]))
+    if not items:
+        raise InputError(f"{listing}: no items; {expected}")
+    return items
+
+
+def _find_file(root: Path, key: str, value: str, where: str, on_error: OnError) -> Path:
+    plain, prefixed = root / value, root / key / value
+    for path in (plain, prefixed):
+        if path.is_file():
+            return path
+    expected = plain if value.startswith(f"{key}/") else prefixed
+    if on_error == "raise":
+        raise InputError(
+            f"{where}: {key} file {expected} is missing; restore it, or leave such items out with data.on_error=skip"
+        )
+    return expected
+
+
+def check_limit(limit: int | None) -> None:
+    """Raise InputError unless the number of items to read is positive, or None for all."""
+    if limit is not None and limit < 1:
+        raise InputError(f"data.limit={limit}: must be at least 1, or null for all items")
+
+
+def check_resolution(resolution: int) -> None:
+    """Raise InputError unless the side in pixels is a positive multiple of 8, as the VAE's 8x downsampling needs."""
+    if resolution < 8 or resolution % 8:
+        below = max(8, resolution // 8 * 8)
+        nearest = f"{below}" if resolution < 8 else f"{below} or {below + 8}"
+        raise InputError(f"data.resolution={resolution}: not a positive multiple of 8; use {nearest}")
+
+
+def load_image(path: str | Path, behind: int = BEHIND_TARGET) -> UInt8[np.ndarray, "h w 3"]:
+    """Read an image file (PNG, JPEG, WebP, ...) as 8-bit RGB, upright by its EXIF orientation.
+
+    Grey, palette and CMYK images become RGB, of 16-bit channels the high byte is kept, and transparent parts are
+    laid over a background of grey level `behind` (0 to 255). Decoded by Pillow, because OpenCV returns the readable
+    part of a truncated file without an error.
+
+    Raises:
+        InputError: a file that is missing, damaged, truncated, or no image with integer channels.
+    """
+    try:
+        with Image.open(path) as file:
+            file.load()
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):  # 16-bit grey; Pillow has 16-bit colour reduced to its high byte by now
+                grey = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
+                image = Image.fromarray(grey.astype(np.uint8))
+            elif image.mode == "F":
+                raise ValueError("floating-point pixels have no defined range")
+            elif image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, (behind, behind, behind, 255)), image)
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such image file; restore it, or data.on_error=skip") from None
+    except Exception as error:  # Pillow's readers raise anything from SyntaxError to struct.error on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: not a readable image ({reason}); replace it, or data.on_error=skip") from error
+
+
+def fit(image: UInt8[np.ndarray, "h w 3"], resolution: int) -> UInt8[np.ndarray, "r r 3"]:
+    """Crop the centre square of an image and resize it to `resolution` pixels a side.
+
+    Shrinks with INTER_AREA and enlarges with INTER_LINEAR, maps and targets alike: both sample at pixel centres, so
+    a map stays aligned with its target, and every thin line of a map survives (fainter), where INTER_NEAREST would
+    drop most of them. Deviation: attempts 1 to 7 resized both with INTER_NEAREST.
+    """
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    image = image[top : top + side, left : left + side]
+    if side != resolution:
+        method = cv2.INTER_AREA if side > resolution else cv2.INTER_LINEAR
+        image = cv2.resize(np.ascontiguousarray(image), (resolution, resolution), interpolation=method)
+    return np.asarray(image, dtype=np.uint8)
+
+
+def load_control(item: Item, resolution: int) -> UInt8[np.ndarray, "r r 3"]:
+    """Read an item's control map, cropped and resized as `fit` does. Raises InputError as `load_image` does."""
+    return fit(load_image(item.source, BEHIND_MAP), resolution)
+
+
+def load_pair(item: Item, resolution: int) -> tuple[UInt8[np.ndarray, "r r 3"], UInt8[np.ndarray, "r r 3"]]:
+    """Read an item's control map and target as RGB, both cropped and resized as `fit` does.
+
+    Raises:
+        InputError: a resolution that is no multiple of 8, an unreadable file, map and target of different size.
+    """
+    check_resolution(resolution)
+    control, target = load_image(item.source, BEHIND_MAP), load_image(item.target, BEHIND_TARGET)
+    if control.shape != target.shape:
+        (map_height, map_width), (height, width) = control.shape[:2], target.shape[:2]
+        raise InputError(
+            f"{item.source}: the control map is {map_width}x{map_height}, its target {item.target} is {width}x{height}"
+            " (width x height); make them the same size, or data.on_error=skip"
+        )
+    return fit(control, resolution), fit(target, resolution)

@@ -1,0 +1,150 @@
+"""Write a synthetic data set as a folder in the Fill50K layout, once; later calls find it there."""
+
+import json
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cnx.data.synthetic.pair import Scenes
+
+CHUNK = 64  # items a process draws before it reports: about half a second
+STRAY = 60  # seconds; a younger temporary file may belong to another process that writes the same folder
+
+
+def generate(scenes: Scenes, root: Path | str, size: int, count: int | None = None, workers: int | None = None) -> Path:
+    """Make `root` hold exactly the first `count` items of `scenes` at `size` pixels, and return it.
+
+    What is there already is kept: an interrupted generation is completed, a longer one extended, a missing file drawn
+    again. Another data set, version or size that this function wrote there is replaced.
+
+    count: null takes all of `scenes.count`. workers: processes; null takes one for each core.
+    Raises ValueError where `root` holds a data set that this function did not write, or where a number is below 1.
+    """
+    root = Path(root)
+    count = scenes.count if count is None else count
+    if count < 1 or size < 1:
+        raise ValueError(f"count and size must be at least 1, not {count} and {size}")
+    wanted = {"name": scenes.name, "version": scenes.version, "size": size}
+    listing, stamp = root / "prompt.json", root / "generated.json"
+    found = _read_stamp(stamp)
+    folders = [root / "source", root / "target"]
+    if not stamp.exists() and (listing.exists() or any(f.is_dir() and any(f.iterdir()) for f in folders)):
+        raise ValueError(
+            f"{root} holds a data set that was not generated here (no generated.json beside its files). "
+            "Choose another folder for the generated one, or delete this one"
+        )
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    _sweep([root, *folders])
+    if {key: found.get(key) for key in wanted} != wanted:
+        # The listing goes first and the stamp changes last: stopped anywhere between, the old items are still not
+        # taken for the new ones.
+        listing.unlink(missing_ok=True)
+        for folder in folders:
+            for old in folder.glob("*.png"):
+                old.unlink()
+        _write(stamp, json.dumps(wanted | {"count": 0}).encode())
+        found = {}
+    missing = _missing(folders, count)
+    if not missing and found.get("count") == count and listing.exists():
+        return root
+    _draw_all(scenes, root, size, missing, workers)
+    # Newlines are written as they are, on Windows too, so that the folder is the same to the byte.
+    items = (
+        {"source": f"source/{i}.png", "target": f"target/{i}.png", "prompt": scenes.prompt(i)} for i in range(count)
+    )
+    _write(listing, "".join(json.dumps(item) + "\n" for item in items).encode())
+    _write(stamp, json.dumps(wanted | {"count": count}).encode())
+    return root
+
+
+def _draw_all(scenes: Scenes, root: Path, size: int, indices: list[int], workers: int | None) -> None:
+    """Draw `indices` in parallel; a few are not worth the start of a process."""
+    chunks = [indices[i : i + CHUNK] for i in range(0, len(indices), CHUNK)]
+    workers = min(workers or _cores(), len(chunks))
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task(f"drawing {scenes.name} at {size} px", total=len(indices))
+        if workers <= 1 or len(chunks) <= 2:
+            for chunk in chunks:
+                progress.advance(task, _draw_chunk(scenes, root, size, chunk))
+            return
+        # spawn everywhere: a fork of a process in which torch has started threads can hang.
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            try:
+                for done in as_completed([pool.submit(_draw_chunk, scenes, root, size, c) for c in chunks]):
+                    progress.advance(task, done.result())
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def _draw_chunk(scenes: Scenes, root: Path, size: int, indices: list[int]) -> int:
+    """Draw and write some items; return how many."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # the processes are the parallelism
+    try:
+        for index in indices:
+            pair = scenes.draw(index, size)
+            _write(root / "source" / f"{index}.png", _png(pair.source))
+            _write(root / "target" / f"{index}.png", _png(pair.target))
+    finally:
+        cv2.setNumThreads(threads)
+    return len(indices)
+
+
+def _png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """Encode an RGB image; cv2.imencode, not imwrite, because the latter fails on non-ASCII paths on Windows."""
+    ok, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 2])
+    if not ok:
+        raise RuntimeError(f"cv2 could not encode an image of shape {image.shape} as PNG")
+    return data.tobytes()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write `path` so that it is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def _missing(folders: list[Path], count: int) -> list[int]:
+    """The items of which an image is absent or empty."""
+    there = set(range(count))
+    for folder in folders:
+        with os.scandir(folder) as entries:
+            there &= {
+                int(e.name[:-4])
+                for e in entries
+                if e.name[:-4].isdecimal() and e.name.endswith(".png") and e.stat().st_size
+            }
+    return sorted(set(range(count)) - there)
+
+
+def _sweep(folders: list[Path]) -> None:
+    """Delete what a killed process left half written."""
+    for folder in folders:
+        for path in folder.glob(".*.tmp"):
+            if time.time() - path.stat().st_mtime > STRAY:
+                path.unlink(missing_ok=True)
+
+
+def _read_stamp(path: Path) -> dict:
+    """What the folder says of itself; {} where it says nothing readable."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _cores() -> int:
+    """The cores that this process may use, which in a container are fewer than the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,39 @@
+"""What every synthetic data set draws: one control map, one image, one caption."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One training item: control map and image, both RGB of the same side, and the caption that is true of them."""
+
+    source: UInt8[np.ndarray, "h w 3"]
+    target: UInt8[np.ndarray, "h w 3"]
+    prompt: str
+
+
+class Scenes(Protocol):
+    """A data set that is drawn, not collected: item `index` is the same whatever `count` and on every machine.
+
+    `version` goes up whenever the drawing changes, so that folders written before are made again.
+    """
+
+    name: str
+    count: int
+    version: int
+
+    def draw(self, index: int, size: int) -> Pair:
+        """Draw item `index`, 0 or more, as a square of `size` pixels."""
+        ...
+
+    def prompt(self, index: int) -> str:
+        """The caption of item `index`, without drawing it."""
+        ...
+
+    def vocabulary(self) -> list[str]:
+        """Every word that a caption can hold, sorted."""
+        ...
