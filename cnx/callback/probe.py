@@ -1,0 +1,359 @@
+"""The convergence probe: does the model obey the control yet?"""
+
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import rich
+import torch
+from jaxtyping import Float, Int, UInt8
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from cnx.callback.interrupt import Interrupt
+from cnx.data import Batch, HeldOut
+from cnx.metric import calibrate, is_degenerate
+from cnx.model import Full
+from cnx.report import sample_grid, save_image
+from cnx.sampler import DDIM
+
+
+class Condition(Protocol):
+    """What the probe asks of a condition."""
+
+    def fidelity(self, drawn: UInt8[np.ndarray, "h w 3"], wanted: UInt8[np.ndarray, "h w 3"]) -> float: ...
+
+    def fidelity_exact(self, drawn: UInt8[np.ndarray, "h w 3"], wanted: UInt8[np.ndarray, "h w 3"]) -> float: ...
+
+
+class Probed(Protocol):
+    """What the probe asks of the LightningModule that it watches."""
+
+    model: Full
+    objective: Callable[..., Float[Tensor, " b"]]  # (model, batch, eps, t, strength=1.0)
+    null_text: Float[Tensor, "1 n d"]
+
+    def clocks(self) -> dict[str, int]:
+        """optimizer_step, micro_batch, samples_seen."""
+        ...
+
+
+@dataclass(frozen=True)
+class Score:
+    """Control fidelity averaged over the items, in [0, 1]: `raw` with the condition's tolerance, `exact` without."""
+
+    raw: float
+    exact: float
+
+
+@dataclass(frozen=True)
+class ProbeRecord:
+    """One probe: the optimizer step, the fidelity as in `Score`, and the raw one calibrated (`cnx.metric.calibrate`)."""
+
+    step: int
+    raw: float
+    exact: float
+    calibrated: float
+
+
+@dataclass(frozen=True)
+class GainRecord:
+    """Control gain at an optimizer step: 1 - loss(with control) / loss(strength 0)."""
+
+    step: int
+    gain: float
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """What stays the same from the first probe to the last."""
+
+    heldout: HeldOut
+    control: UInt8[np.ndarray, "n H W 3"]
+    target: UInt8[np.ndarray, "n H W 3"]
+    reconstruction: UInt8[np.ndarray, "n H W 3"]
+    noise: Float[Tensor, "n 4 h w"]
+    batch: Batch
+    eps: Float[Tensor, "n 4 h w"]
+    t: Int[Tensor, " n"]
+    loss_without: float
+
+
+class Probe(Callback):
+    """Samples the same held-out items with the same noise again and again, and measures how well they obey their maps.
+
+    A probe is made at step 0, at every `every`-th optimizer step and after the last one (not after an interrupted run:
+    that goes on later). In between, control gain is measured on those items, each at its own fixed t and eps. The
+    floor (samples at strength 0), the ceiling (the VAE's reconstructions) and the loss without control are measured
+    once, at the start: they hold as long as the base is locked. Training is not disturbed: the global random
+    state and every module's mode are afterwards what they were, so a run with probes learns the same weights as one
+    without. Only the process of rank zero probes.
+
+    Writes to `samples/` in the run folder (`trainer.default_root_dir`): `heldout.npz` (control, target, reconstruction,
+    floor: UInt8 "n H W 3"; prompts; index), and at each probe `step_000400.png`, `step_000400.npz` (samples: UInt8
+    "n H W 3") and `probe.json` (floor, ceiling, every probe and gain so far). Logs `control_fidelity/raw`, `/exact`,
+    `/calibrated` and `control_gain` to all loggers, and the grid to wandb.
+
+    Args:
+        condition: judges samples against control maps.
+        sampler: draws them.
+        items: how many held-out items.
+        every: optimizer steps between probes.
+        gain_every: optimizer steps between measurements of control gain.
+        seed: of the noise, the timesteps and eps.
+        grid_rows: items shown in the grid; all are measured.
+
+    Attributes:
+        history: the probes so far, those before a resume included; also `gains`, `floor` and `ceiling`.
+        seconds: wall time spent in probes and gains by this process.
+    """
+
+    def __init__(
+        self,
+        condition: Condition,
+        sampler: DDIM,
+        items: int = 16,
+        every: int = 400,
+        gain_every: int = 50,
+        seed: int = 0,
+        grid_rows: int = 8,
+    ) -> None:
+        self.condition = condition
+        self.sampler = sampler
+        self.items = items
+        self.every = every
+        self.gain_every = gain_every
+        self.seed = seed
+        self.grid_rows = grid_rows
+        self.history: list[ProbeRecord] = []
+        self.gains: list[GainRecord] = []
+        self.floor: Score | None = None
+        self.ceiling: Score | None = None
+        self.seconds = 0.0
+        self._fixed: _Fixed | None = None
+        self._seen_step = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "history": [asdict(record) for record in self.history],
+            "gains": [asdict(record) for record in self.gains],
+            "floor": self.floor and asdict(self.floor),
+            "ceiling": self.ceiling and asdict(self.ceiling),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = [ProbeRecord(**record) for record in state_dict["history"]]
+        self.gains = [GainRecord(**record) for record in state_dict["gains"]]
+        self.floor = Score(**state_dict["floor"]) if state_dict["floor"] else None
+        self.ceiling = Score(**state_dict["ceiling"]) if state_dict["ceiling"] else None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        with self._aside(trainer, pl_module) as run:
+            self._prepare(trainer, run)
+        self._watch(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.is_global_zero and trainer.global_step != self._seen_step:
+            self._watch(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or _interrupted(trainer):
+            return
+        if not self.history or self.history[-1].step != trainer.global_step:
+            with self._aside(trainer, pl_module) as run:
+                self._measure_gain(trainer, run)
+                self._probe(trainer, run)
+
+    def _watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Whatever is due at this optimizer step, unless it was done before the run was stopped and resumed."""
+        self._seen_step = step = trainer.global_step
+        probe_due = step % self.every == 0 and all(record.step != step for record in self.history)
+        gain_due = (probe_due or step % self.gain_every == 0) and all(record.step != step for record in self.gains)
+        # Someone who wants to stop does not wait for a probe; the resumed run makes it up.
+        if _interrupted(trainer) or not (probe_due or gain_due):
+            return
+        with self._aside(trainer, pl_module) as run:
+            if gain_due:
+                self._measure_gain(trainer, run)
+            if probe_due:
+                self._probe(trainer, run)
+
+    @contextmanager
+    def _aside(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[Probed]:
+        """The model in eval mode under training's autocast, leaving no trace in it or in the random state."""
+        run = cast(Probed, pl_module)
+        training = [module for module in run.model.modules() if module.training]
+        start = time.monotonic()
+        with isolate_rng(), torch.no_grad(), trainer.precision_plugin.forward_context():
+            run.model.eval()
+            try:
+                yield run
+            finally:
+                for module in training:
+                    module.training = True  # not .train(): a model may keep its base in eval mode
+        self.seconds += time.monotonic() - start
+
+    def _prepare(self, trainer: Trainer, run: Probed) -> None:
+        device = run.model.base.device
+        heldout: HeldOut = cast(Any, trainer).datamodule.heldout(self.items)
+        latents, text, control = heldout.latents.to(device), heldout.text.to(device), heldout.control.to(device)
+        # On the CPU: the same noise on every machine.
+        generator = torch.Generator().manual_seed(self.seed)
+        noise = torch.randn(latents.shape, generator=generator)
+        eps = torch.randn(latents.shape, generator=generator)
+        # Stratified: every part of the schedule has its share, which random draws of a few would not give.
+        n = len(latents)
+        strata = (torch.arange(n) + 0.5) / n * run.model.base.scheduler.config["num_train_timesteps"]
+        t = strata.long()[torch.randperm(n, generator=generator)].to(device)
+        batch = Batch(latents=latents, text=text, control=control, index=torch.as_tensor(heldout.index, device=device))
+        self._fixed = _Fixed(
+            heldout=heldout,
+            control=_to_uint8(control),
+            target=_to_uint8(heldout.target),
+            reconstruction=self._decode(run, latents),
+            noise=noise.to(device),
+            batch=batch,
+            eps=eps.to(device),
+            t=t,
+            loss_without=self._loss(run, batch, eps.to(device), t, strength=0.0),
+        )
+        file = self._folder(trainer) / "heldout.npz"
+        if self.floor is None or self.ceiling is None or not file.exists():
+            floor = self._draw(run, strength=0.0)
+            self.floor = self._score(floor)
+            self.ceiling = self._score(self._fixed.reconstruction)
+            _save_arrays(
+                file,
+                control=self._fixed.control,
+                target=self._fixed.target,
+                reconstruction=self._fixed.reconstruction,
+                floor=floor,
+                prompts=np.array(heldout.prompts, dtype=np.str_),
+                index=np.array(heldout.index),
+            )
+
+    def _probe(self, trainer: Trainer, run: Probed) -> None:
+        fixed, floor, ceiling = self._fixed, self.floor, self.ceiling
+        assert fixed is not None and floor is not None and ceiling is not None
+        step = trainer.global_step
+        samples = self._draw(run)
+        score = self._score(samples)
+        calibrated = calibrate(score.raw, floor.raw, ceiling.raw)
+        self.history.append(ProbeRecord(step, score.raw, score.exact, calibrated))
+
+        folder = self._folder(trainer)
+        line = (
+            f"probe at step {step}: control fidelity {calibrated:.2f} calibrated "
+            f"(raw {score.raw:.2f}, floor {floor.raw:.2f}, ceiling {ceiling.raw:.2f})"
+        )
+        gain = next((record.gain for record in self.gains if record.step == step), None)
+        if gain is not None:
+            line += f", control gain {gain:.3f}"
+        rows = slice(self.grid_rows)
+        grid = sample_grid(
+            fixed.control[rows],
+            fixed.target[rows],
+            fixed.reconstruction[rows],
+            samples[rows],
+            fixed.heldout.prompts[rows],
+            title=f"step {step:,}: calibrated control fidelity {calibrated:.2f}",
+        )
+        _save_arrays(folder / f"step_{step:06d}.npz", samples=samples)
+        save_image(grid, folder / f"step_{step:06d}.png")
+        self._save_summary(folder / "probe.json")
+        row = {"raw": score.raw, "exact": score.exact, "calibrated": calibrated}
+        _log(trainer, run, {f"control_fidelity/{name}": value for name, value in row.items()})
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("samples", [grid], step=step, caption=[line])
+        rich.get_console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _measure_gain(self, trainer: Trainer, run: Probed) -> None:
+        fixed = self._fixed
+        assert fixed is not None
+        gain = 1 - self._loss(run, fixed.batch, fixed.eps, fixed.t) / fixed.loss_without
+        self.gains.append(GainRecord(trainer.global_step, gain))
+        _log(trainer, run, {"control_gain": gain})
+
+    def _loss(
+        self, run: Probed, batch: Batch, eps: Float[Tensor, "n 4 h w"], t: Int[Tensor, " n"], strength: float = 1.0
+    ) -> float:
+        chunks = torch.arange(len(t), device=t.device).split(self.sampler.chunk)
+        losses = [run.objective(run.model, Batch(*(x[i] for x in batch)), eps[i], t[i], strength) for i in chunks]
+        return float(torch.cat(losses).double().mean())
+
+    def _draw(self, run: Probed, strength: float = 1.0) -> UInt8[np.ndarray, "n H W 3"]:
+        fixed = self._fixed
+        assert fixed is not None
+        null_text = run.null_text.to(fixed.batch.text)
+        latents = self.sampler(run.model, fixed.batch.text, null_text, fixed.batch.control, fixed.noise, strength)
+        return self._decode(run, latents)
+
+    def _decode(self, run: Probed, latents: Float[Tensor, "n 4 h w"]) -> UInt8[np.ndarray, "n H W 3"]:
+        return np.concatenate(
+            [_to_uint8(run.model.base.decode_latents(part)) for part in latents.split(self.sampler.chunk)]
+        )
+
+    def _score(self, images: UInt8[np.ndarray, "n H W 3"]) -> Score:
+        fixed = self._fixed
+        assert fixed is not None
+        pairs = list(zip(images, fixed.control, strict=True))
+        return Score(
+            raw=float(np.mean([self.condition.fidelity(drawn, wanted) for drawn, wanted in pairs])),
+            exact=float(np.mean([self.condition.fidelity_exact(drawn, wanted) for drawn, wanted in pairs])),
+        )
+
+    def _folder(self, trainer: Trainer) -> Path:
+        folder = Path(trainer.default_root_dir) / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _save_summary(self, path: Path) -> None:
+        floor, ceiling = self.floor, self.ceiling
+        assert floor is not None and ceiling is not None
+        summary = {
+            "floor": asdict(floor),
+            "ceiling": asdict(ceiling),
+            "degenerate": is_degenerate(floor.raw, ceiling.raw),
+            "probes": [asdict(record) for record in self.history],
+            "gains": [asdict(record) for record in self.gains],
+        }
+        _replace(path, (json.dumps(summary, indent=1) + "\n").encode())
+
+
+def _interrupted(trainer: Trainer) -> bool:
+    return any(callback.interrupted for callback in trainer.callbacks if isinstance(callback, Interrupt))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _log(trainer: Trainer, run: Probed, metrics: dict[str, float]) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics({**metrics, **run.clocks()}, step=trainer.global_step)
+
+
+def _to_uint8(images: Float[Tensor, "n 3 H W"]) -> UInt8[np.ndarray, "n H W 3"]:
+    return (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def _save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **cast(Any, arrays))
+    _replace(path, buffer.getvalue())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    os.replace(part, path)

@@ -1,0 +1,5 @@
+"""Kinds of control: each turns a photo into a control map and says how well a drawn image obeys one."""
+
+from cnx.condition.canny import Canny
+
+__all__ = ["Canny"]

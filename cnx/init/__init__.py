@@ -1,0 +1,7 @@
+"""Where the weights start."""
+
+from cnx.init.gaussian_control import GaussianControl
+from cnx.init.scratch import Scratch
+from cnx.init.sd_copy import SDCopy
+
+__all__ = ["GaussianControl", "SDCopy", "Scratch"]

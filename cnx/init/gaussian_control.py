@@ -1,0 +1,24 @@
+"""The start of attempts 5, 6 and 7: a branch of Gaussian noise on a pretrained base."""
+
+import torch
+from diffusers import ControlNetModel
+
+from cnx.base import Base
+
+
+class GaussianControl:
+    """Draw every tensor of the branch named weight, norms and zero convolutions included, from N(0, std²); zero every bias.
+
+    `std` is 0.01 in the attempts.
+    """
+
+    def __init__(self, std: float = 0.01) -> None:
+        self.std = std
+
+    @torch.no_grad()
+    def __call__(self, base: Base, branch: ControlNetModel) -> None:
+        for name, parameter in branch.named_parameters():
+            if name.endswith("weight"):
+                parameter.normal_(0, self.std)
+            elif name.endswith("bias"):
+                parameter.zero_()

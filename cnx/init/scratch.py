@@ -1,0 +1,24 @@
+"""The start of attempts 1 and 2: nothing is pretrained but the text encoder."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from diffusers import ControlNetModel
+
+from cnx.base import Base
+
+
+class Scratch:
+    """Draw parts of the base anew as their library initialises them; the branch keeps its own random start.
+
+    `random` names the parts: UNet and VAE in the attempts' notebooks, where the base stayed locked, so that nothing
+    could repair it. The branch is as a fresh ControlNet is: random, with its zero convolutions at zero.
+    """
+
+    def __init__(self, random: Sequence[Literal["unet", "vae"]] = ("unet", "vae")) -> None:
+        self.random = tuple(random)
+
+    def __call__(self, base: Base, branch: ControlNetModel) -> None:
+        for name in self.random:
+            part = getattr(base, name)
+            part.load_state_dict(type(part).from_config(part.config).state_dict())

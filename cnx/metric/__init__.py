@@ -1,0 +1,7 @@
+"""Numbers that say how well a sample obeys its control map, and when a model began to."""
+
+from cnx.metric.convergence import Convergence, find_convergence
+from cnx.metric.edge import edge_f1
+from cnx.metric.fidelity import calibrate, is_degenerate
+
+__all__ = ["Convergence", "calibrate", "edge_f1", "find_convergence", "is_degenerate"]

@@ -1,0 +1,55 @@
+"""The step at which a model began to obey its control."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """When control appeared, in optimizer steps; None where it did not.
+
+    Attributes:
+        step: the convergence step.
+        before: the probe before it; convergence lies in (before, step]. None if the very first probe converged.
+        quarter: the first probe at 0.25 or more.
+        three_quarters: the first probe at 0.75 or more; its distance to `quarter` says how sudden control was.
+    """
+
+    step: int | None
+    before: int | None
+    quarter: int | None
+    three_quarters: int | None
+
+
+def find_convergence(steps: Sequence[int], calibrated: Sequence[float | None]) -> Convergence:
+    """The first probe whose calibrated fidelity is at least 0.5 and stays there for the next two probes.
+
+    Both of those probes must exist: a run that crosses 0.5 at its last probe has not shown that it stays.
+    None and NaN are probes that were not made: they are left out and neither confirm nor refute.
+
+    Args:
+        steps: optimizer steps of the probes, strictly increasing.
+        calibrated: calibrated control fidelity of each, as `calibrate` gives it.
+
+    Raises:
+        ValueError: lengths differ, or steps do not increase.
+    """
+    if any(b <= a for a, b in zip(steps, steps[1:], strict=False)):
+        raise ValueError(f"the steps of probes must increase: {list(steps)}")
+    pairs = zip(steps, calibrated, strict=True)
+    probes = [(step, value) for step, value in pairs if value is not None and not math.isnan(value)]
+    found = next(
+        (i for i in range(len(probes) - 2) if all(value >= 0.5 for _, value in probes[i : i + 3])),
+        None,
+    )
+    return Convergence(
+        step=None if found is None else probes[found][0],
+        before=None if not found else probes[found - 1][0],
+        quarter=_first_at_least(0.25, probes),
+        three_quarters=_first_at_least(0.75, probes),
+    )
+
+
+def _first_at_least(level: float, probes: list[tuple[int, float]]) -> int | None:
+    return next((step for step, value in probes if value >= level), None)

@@ -1,0 +1,5 @@
+"""From prompt and control map to an image."""
+
+from cnx.sampler.ddim import DDIM
+
+__all__ = ["DDIM"]
