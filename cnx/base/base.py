@@ -1,0 +1,158 @@
+"""The Stable Diffusion that a ControlNet is trained on."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Self, cast
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+import cnx
+from cnx.errors import InputError
+
+PARTS = ("vae", "text_encoder", "unet")
+
+
+class Base(nn.Module):
+    """The parts of one Stable Diffusion, locked: in eval mode and without gradients.
+
+    Images are RGB in [0, 1]; latents are scaled to about unit variance, as the UNet sees them. `path` says where the
+    base can be loaded from again; None when it exists only here and a run has to save it.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: DDPMScheduler,
+        path: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.vae, self.text_encoder, self.unet = vae, text_encoder, unet
+        self.tokenizer, self.scheduler, self.path = tokenizer, scheduler, path
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def load(cls, path: str) -> Self:
+        """Load a base from `path`: a folder in diffusers format, or a model hub's id like `owner/name`.
+
+        A relative folder is looked for in the working directory, then beside the package, where `pretrained/tiny` is.
+        Raises InputError if there is no such folder, it holds no pipeline, or the hub cannot be reached.
+        """
+        pipeline = _read_pipeline(path)
+        return cls(
+            vae=pipeline.vae,
+            text_encoder=pipeline.text_encoder,
+            tokenizer=pipeline.tokenizer,
+            unet=pipeline.unet,
+            scheduler=cast(DDPMScheduler, DDPMScheduler.from_config(pipeline.scheduler.config)),
+            path=path,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    def encode_text(self, prompts: list[str]) -> Float[Tensor, "b n d"]:
+        """Prompts to the text encoder's last hidden states; longer prompts are cut at the tokenizer's length."""
+        tokens = self.tokenizer(
+            prompts,
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
+        )
+        return self.text_encoder(tokens["input_ids"].to(self.device)).last_hidden_state
+
+    def encode_images(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 4 h w"]:
+        """Images in [0, 1] to latents an eighth their side: the mean of the VAE's posterior, scaled.
+
+        The released ControlNet code draws from the posterior afresh in each step; the mean can be cached, and the
+        posterior of a trained VAE is narrow. A deviation.
+        """
+        posterior = self.vae.encode(images.to(self.device, self.dtype) * 2 - 1).latent_dist
+        return (posterior.mean - self._shift) * self.vae.config.scaling_factor
+
+    def decode_latents(self, latents: Float[Tensor, "b 4 h w"]) -> Float[Tensor, "b 3 H W"]:
+        """Latents to images in [0, 1], clipped."""
+        decoded = self.vae.decode(latents.to(self.dtype) / self.vae.config.scaling_factor + self._shift).sample
+        return (decoded.float() / 2 + 0.5).clamp(0, 1)
+
+    @property
+    def _shift(self) -> float:
+        return self.vae.config.get("shift_factor") or 0.0
+
+    def fingerprint(self, *parts: str) -> str:
+        """SHA-256 over the weights and settings of `parts` (any of vae, text_encoder, unet), as a hex string.
+
+        The tokenizer belongs to the text encoder.
+        """
+        digest = hashlib.sha256()
+        for part in parts:
+            module = getattr(self, part)
+            settings = {k: v for k, v in module.config.to_dict().items() if not k.startswith("_")} if (
+                part == "text_encoder"
+            ) else {k: v for k, v in module.config.items() if not k.startswith("_")}
+            digest.update(json.dumps([part, settings], sort_keys=True, default=str).encode())
+            if part == "text_encoder":
+                digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
+            for name, tensor in sorted(module.state_dict().items()):
+                digest.update(name.encode())
+                # Halves: a base in half precision and its float32 copy are the same base.
+                digest.update(tensor.detach().to("cpu", torch.float16).contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def pipeline(self) -> StableDiffusionPipeline:
+        """The same modules as diffusers' own pipeline, with DDIM on this base's noise schedule."""
+        return StableDiffusionPipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            unet=self.unet,
+            scheduler=DDIMScheduler.from_config(self.scheduler.config),
+            safety_checker=cast("None", None),  # pyright: diffusers allows None
+            feature_extractor=cast("None", None),
+            requires_safety_checker=False,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the base to `folder` in diffusers format, in half precision, as safetensors."""
+        dtypes = {part: getattr(self, part).dtype for part in PARTS}
+        pipeline = self.pipeline().to(torch.float16)
+        pipeline.save_pretrained(folder, safe_serialization=True)
+        for part, dtype in dtypes.items():
+            getattr(self, part).to(dtype)
+
+
+def _read_pipeline(path: str) -> StableDiffusionPipeline:
+    repository = Path(cnx.__file__).parent.parent
+    folder = next((found for found in (Path(path), repository / path) if found.is_dir()), None)
+    if folder is not None and not (folder / "model_index.json").is_file():
+        raise InputError(f"base.path={path}: no model_index.json in {folder}, so it is no pipeline in diffusers format")
+    if folder is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        raise InputError(f"base.path={path}: no such folder, and no hub id of the form owner/name")
+    diffusers.utils.logging.disable_progress_bar()
+    try:
+        return StableDiffusionPipeline.from_pretrained(
+            folder or path,
+            torch_dtype=torch.float32,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    except Exception as error:  # diffusers, hub and safetensors each raise their own kinds
+        reason = str(error).strip().split("\n")[0]
+        where = "cannot be loaded from the folder" if folder else "is no folder here and cannot be had from the hub"
+        raise InputError(f"base.path={path}: {where}: {reason}") from error

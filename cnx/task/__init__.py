@@ -1,0 +1,1 @@
+"""What `run.py` can be asked for, one module each."""
