@@ -1,8 +1,10 @@
 """What watches a run: the convergence probe, the progress bar, the metrics table, Ctrl-C."""
 
+from cnx.callback.checkpoint import Checkpoint
 from cnx.callback.interrupt import Interrupt
 from cnx.callback.probe import Probe, ProbeRecord
 from cnx.callback.progress import RunProgress
 from cnx.callback.table import MetricsCSV
+from cnx.callback.wandb import wandb_logger
 
-__all__ = ["Interrupt", "MetricsCSV", "Probe", "ProbeRecord", "RunProgress"]
+__all__ = ["Checkpoint", "Interrupt", "MetricsCSV", "Probe", "ProbeRecord", "RunProgress", "wandb_logger"]

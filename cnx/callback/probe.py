@@ -172,6 +172,7 @@ class Probe(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or _interrupted(trainer):
             return
+        # A run that ends by epochs, by the clock or early: no step knew that it was the last.
         if not self.history or self.history[-1].step != trainer.global_step:
             with self._aside(trainer, pl_module) as run:
                 self._measure_gain(trainer, run)
@@ -180,7 +181,9 @@ class Probe(Callback):
     def _watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Whatever is due at this optimizer step, unless it was done before the run was stopped and resumed."""
         self._seen_step = step = trainer.global_step
-        probe_due = step % self.every == 0 and all(record.step != step for record in self.history)
+        # The last step's probe is made here, not in on_train_end, so that the last checkpoint knows of it.
+        probe_due = step % self.every == 0 or step == trainer.max_steps
+        probe_due = probe_due and all(record.step != step for record in self.history)
         gain_due = (probe_due or step % self.gain_every == 0) and all(record.step != step for record in self.gains)
         # Someone who wants to stop does not wait for a probe; the resumed run makes it up.
         if _interrupted(trainer) or not (probe_due or gain_due):
@@ -278,7 +281,11 @@ class Probe(Callback):
         _log(trainer, run, {f"control_fidelity/{name}": value for name, value in row.items()})
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_image("samples", [grid], step=step, caption=[line])
+                import wandb  # here: it is slow to import, and most runs on a laptop have no logger that needs it
+
+                # With the clocks in the same row, so that any of them can be the axis; log_image would leave them out.
+                image = wandb.Image(grid, caption=line)
+                logger.log_metrics(cast(Any, {"samples": image, **run.clocks()}), step=step)
         rich.get_console().print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _measure_gain(self, trainer: Trainer, run: Probed) -> None:

@@ -21,7 +21,7 @@ class DDIM:
     Attributes:
         steps: network evaluations per image (the paper's 20).
         guidance: classifier-free guidance scale w, eps_uncond + w (eps_cond - eps_uncond). 9.0 is the paper's; a small
-            base wants less (its own `guidance`). At 1 the unconditional half is not computed.
+            base wants less (`base.guidance` in the config). At 1 the unconditional half is not computed.
         chunk: images drawn at once, which bounds memory; guidance doubles the batch that the network sees.
     """
 

@@ -1,0 +1,250 @@
+import csv
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import wandb
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
+
+from cnx.callback import Interrupt, MetricsCSV, Probe
+from cnx.data import Batch
+from cnx.metric import calibrate
+from cnx.sampler import DDIM
+
+Fit = Callable[..., tuple[Any, Trainer]]
+
+
+class Likeness:
+    """A condition whose fidelity is a smooth function of the pictures."""
+
+    def fidelity(self, drawn: np.ndarray, wanted: np.ndarray) -> float:
+        return float(1 - np.abs(drawn.astype(float) - wanted).mean() / 255)
+
+    def fidelity_exact(self, drawn: np.ndarray, wanted: np.ndarray) -> float:
+        return self.fidelity(drawn, wanted) ** 2
+
+
+class CarelessDDIM(DDIM):
+    """Leaves marks everywhere: it moves every random state, and keeps a list of its calls."""
+
+    def __call__(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if not hasattr(self, "calls"):
+            self.calls: list[dict[str, Any]] = []
+        strength = args[4] if len(args) > 4 else kwargs.get("strength", 1.0)
+        autocast = torch.is_autocast_enabled("cpu")
+        self.calls.append({"strength": strength, "training": model.branch.training, "autocast": autocast})
+        torch.manual_seed(123)
+        np.random.seed(123)
+        random.seed(123)
+        return super().__call__(model, *args, **kwargs)
+
+
+def probe(**settings: Any) -> Probe:
+    sampler = settings.pop("sampler", DDIM(steps=2, guidance=2.0, chunk=2))
+    return Probe(Likeness(), sampler, **{"items": 3, "every": 2, "gain_every": 1, **settings})
+
+
+def steps(records: list[Any]) -> list[int]:
+    return [record.step for record in records]
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_probes_come_at_the_start_at_every_nth_optimizer_step_and_at_the_end(fit: Fit, tmp_path: Path) -> None:
+    watched = probe(gain_every=3)
+    table = MetricsCSV(tmp_path / "run")
+    fit(watched, max_steps=5, accumulate_grad_batches=3, logger=table)
+    assert steps(watched.history) == [0, 2, 4, 5]
+    assert steps(watched.gains) == [0, 2, 3, 4, 5]
+
+    samples = tmp_path / "run" / "samples"
+    probed = [f"step_{step:06d}" for step in (0, 2, 4, 5)]
+    expected = {"heldout.npz", "probe.json"} | {f"{name}.{kind}" for name in probed for kind in ("png", "npz")}
+    assert {path.name for path in samples.iterdir()} == expected
+    rows = [row for row in read(table.path) if row["control_fidelity/raw"]]
+    assert [(row["optimizer_step"], row["micro_batch"], row["samples_seen"]) for row in rows] == [
+        ("0", "0", "0"),
+        ("2", "6", "12"),
+        ("4", "12", "24"),
+        ("5", "15", "30"),
+    ]
+    assert [float(row["control_fidelity/exact"]) for row in rows] == pytest.approx([r.exact for r in watched.history])
+
+
+def test_a_watched_run_learns_what_an_unwatched_one_does(fit: Fit) -> None:
+    unwatched, _ = fit(max_steps=4)
+    watched, _ = fit(probe(sampler=CarelessDDIM(steps=2)), max_steps=4)
+    for (name, ours), theirs in zip(watched.named_parameters(), unwatched.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+    assert any((p != q).any() for p, q in zip(fit(max_steps=3)[0].parameters(), unwatched.parameters(), strict=True))
+
+
+def test_probes_see_an_evaluated_model_under_the_precision_of_training(fit: Fit) -> None:
+    for precision, autocast in (("32-true", False), ("bf16-mixed", True)):
+        sampler = CarelessDDIM(steps=2)
+        toy, _ = fit(probe(sampler=sampler), max_steps=2, precision=precision)
+        assert all(not call["training"] and call["autocast"] == autocast for call in sampler.calls)
+        assert toy.model.branch.training and not toy.model.base.training
+
+
+def test_the_numbers_are_those_of_the_saved_pictures(fit: Fit, tmp_path: Path) -> None:
+    watched = probe()
+    toy, trainer = fit(watched, max_steps=3)
+    folder = tmp_path / "run" / "samples"
+    heldout = np.load(folder / "heldout.npz")
+    summary = json.loads((folder / "probe.json").read_text())
+
+    def score(images: np.ndarray) -> float:
+        pairs = zip(images, heldout["control"], strict=True)
+        return float(np.mean([Likeness().fidelity(drawn, wanted) for drawn, wanted in pairs]))
+
+    assert summary["floor"]["raw"] == pytest.approx(score(heldout["floor"]))
+    assert summary["ceiling"]["raw"] == pytest.approx(score(heldout["reconstruction"]))
+    assert list(heldout["prompts"]) == ["picture 0", "picture 1", "picture 2"]
+    for record in summary["probes"]:
+        samples = np.load(folder / f"step_{record['step']:06d}.npz")["samples"]
+        assert samples.dtype == np.uint8 and samples.shape == heldout["control"].shape
+        assert record["raw"] == pytest.approx(score(samples))
+        assert record["calibrated"] == calibrate(record["raw"], summary["floor"]["raw"], summary["ceiling"]["raw"])
+
+    # The last samples are those of the last weights, drawn from the noise of the seed.
+    given = trainer.datamodule.heldout(3)  # pyright: ignore[reportAttributeAccessIssue]
+    noise = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    toy.model.eval()
+    latents = DDIM(steps=2, guidance=2.0)(toy.model, given.text, toy.null_text, given.control, noise)
+    with torch.no_grad():
+        drawn = (toy.model.base.decode_latents(latents) * 255).round().permute(0, 2, 3, 1).numpy()
+    assert np.abs(drawn - samples).max() <= 1  # of 255: batches of another size round differently
+    first = np.load(folder / "step_000000.npz")["samples"]
+    assert np.array_equal(first, heldout["floor"]), "a branch with zero convolutions at zero draws what the base draws"
+    assert not np.array_equal(first, samples)
+
+
+def test_control_gain_is_zero_at_first_and_then_what_the_losses_say(fit: Fit) -> None:
+    watched = probe(items=3)
+    toy, trainer = fit(watched, max_steps=3)
+    assert watched.gains[0].gain == pytest.approx(0, abs=1e-6)
+    fixed = watched._fixed
+    assert fixed is not None
+    toy.model.eval()
+    with torch.no_grad():
+        losses = [toy.objective(toy.model, fixed.batch, fixed.eps, fixed.t, strength).mean() for strength in (1.0, 0.0)]
+    assert watched.gains[-1].gain == pytest.approx(float(1 - losses[0] / losses[1]), abs=1e-5)
+    assert watched.gains[-1].gain != 0
+    assert sorted(fixed.t.tolist()) == [166, 500, 833], "the middles of the thirds of 1000 timesteps"
+    assert isinstance(fixed.batch, Batch)
+
+
+class SaveAt(Callback):
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_resumed_run_has_the_history_of_one_that_was_never_stopped(fit: Fit, tmp_path: Path) -> None:
+    saved = tmp_path / "saved.ckpt"
+    whole = probe()
+    fit(whole, SaveAt(2, saved), name="whole", max_steps=4)
+    sampler = CarelessDDIM(steps=2, guidance=2.0, chunk=2)
+    resumed = probe(sampler=sampler)
+    fit(resumed, name="whole", max_steps=4, ckpt_path=saved)
+    assert steps(resumed.history) == [0, 2, 4] and steps(resumed.gains) == [0, 1, 2, 3, 4]
+    assert [call["strength"] for call in sampler.calls] == [1.0], "neither the floor nor step 2 are drawn again"
+    assert resumed.history[:2] == whole.history[:2] and resumed.gains[:3] == whole.gains[:3]
+    assert (resumed.floor, resumed.ceiling) == (whole.floor, whole.ceiling)
+    summary = json.loads((tmp_path / "whole" / "samples" / "probe.json").read_text())
+    assert [record["step"] for record in summary["probes"]] == [0, 2, 4]
+
+
+def test_a_finished_run_has_nothing_left_to_draw(fit: Fit, tmp_path: Path) -> None:
+    saved = tmp_path / "saved.ckpt"
+    fit(probe(every=2), SaveAt(3, saved), max_steps=3)
+    sampler = CarelessDDIM(steps=2)
+    again = probe(every=2, sampler=sampler)
+    fit(again, max_steps=3, ckpt_path=saved)
+    assert steps(again.history) == [0, 2, 3]
+    assert not hasattr(sampler, "calls")
+
+
+def test_a_run_that_ends_by_epochs_is_probed_at_its_end(fit: Fit) -> None:
+    watched = probe(every=50, gain_every=50)
+    fit(watched, max_epochs=1, limit_train_batches=3)
+    assert steps(watched.history) == [0, 3] and steps(watched.gains) == [0, 3]
+
+
+def test_who_interrupts_does_not_wait_for_a_probe_and_the_resumed_run_makes_it_up(fit: Fit, tmp_path: Path) -> None:
+    class Asks(Callback):
+        def on_train_batch_start(
+            self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        ) -> None:
+            if trainer.global_step == 1:
+                interrupt.interrupted = True
+
+    saved = tmp_path / "saved.ckpt"
+    interrupt = Interrupt()
+    stopped = probe(gain_every=2)
+    _, trainer = fit(Asks(), interrupt, stopped, SaveAt(2, saved), max_steps=4)
+    assert trainer.global_step == 2 and steps(stopped.history) == [0]
+    resumed = probe(gain_every=2)
+    fit(resumed, max_steps=3, ckpt_path=saved)
+    assert steps(resumed.history) == [0, 2, 3]
+
+
+def test_a_line_is_printed_for_each_probe(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    watched = probe()
+    fit(watched, max_steps=2)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("probe")]
+    last, floor, ceiling = watched.history[-1], watched.floor, watched.ceiling
+    assert floor is not None and ceiling is not None
+    assert lines[-1] == (
+        f"probe at step 2: control fidelity {last.calibrated:.2f} calibrated (raw {last.raw:.2f}, "
+        f"floor {floor.raw:.2f}, ceiling {ceiling.raw:.2f}), control gain {watched.gains[-1].gain:.3f}"
+    )
+    assert len(lines) == 2
+
+
+def test_only_rank_zero_probes(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "is_global_zero", property(lambda self: False))
+    watched = probe()
+    fit(watched, max_steps=2)
+    assert watched.history == watched.gains == []
+    assert not (tmp_path / "run" / "samples").exists()
+
+
+def test_the_grid_goes_to_wandb_with_all_clocks(fit: Fit) -> None:
+    class Recorder(WandbLogger):
+        def __init__(self) -> None:
+            self.rows: list[tuple[dict[str, Any], int | None]] = []
+
+        experiment = name = version = save_dir = property(lambda self: None)  # pyright: ignore[reportAssignmentType]
+
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            self.rows.append((dict(metrics), step))
+
+        def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+
+        def finalize(self, status: str) -> None: ...
+
+    recorder = Recorder()
+    fit(probe(), max_steps=2, accumulate_grad_batches=3, logger=recorder)
+    grids = [(row, step) for row, step in recorder.rows if "samples" in row]
+    assert [(row["optimizer_step"], row["micro_batch"], row["samples_seen"], step) for row, step in grids] == [
+        (0, 0, 0, 0),
+        (2, 6, 12, 2),
+    ]
+    assert all(isinstance(row["samples"], wandb.Image) for row, _ in grids)
