@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import Self, cast
 
-import diffusers
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from jaxtyping import Float
@@ -17,6 +16,8 @@ import cnx
 from cnx.errors import InputError
 
 PARTS = ("vae", "text_encoder", "unet")
+# Settings of a text encoder that say how it was written, not what it is.
+PASSING = ("dtype", "transformers_version", "architectures")
 
 
 class Base(nn.Module):
@@ -102,16 +103,15 @@ class Base(nn.Module):
         digest = hashlib.sha256()
         for part in parts:
             module = getattr(self, part)
-            settings = {k: v for k, v in module.config.to_dict().items() if not k.startswith("_")} if (
-                part == "text_encoder"
-            ) else {k: v for k, v in module.config.items() if not k.startswith("_")}
+            settings = module.config.to_dict() if part == "text_encoder" else dict(module.config)
+            settings = {key: value for key, value in settings.items() if key not in PASSING and key[0] != "_"}
             digest.update(json.dumps([part, settings], sort_keys=True, default=str).encode())
             if part == "text_encoder":
                 digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
             for name, tensor in sorted(module.state_dict().items()):
                 digest.update(name.encode())
                 # Halves: a base in half precision and its float32 copy are the same base.
-                digest.update(tensor.detach().to("cpu", torch.float16).contiguous().view(torch.uint8).numpy().tobytes())
+                digest.update(tensor.detach().to("cpu", torch.float16).numpy().tobytes())
         return digest.hexdigest()
 
     def pipeline(self) -> StableDiffusionPipeline:
@@ -143,7 +143,6 @@ def _read_pipeline(path: str) -> StableDiffusionPipeline:
         raise InputError(f"base.path={path}: no model_index.json in {folder}, so it is no pipeline in diffusers format")
     if folder is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         raise InputError(f"base.path={path}: no such folder, and no hub id of the form owner/name")
-    diffusers.utils.logging.disable_progress_bar()
     try:
         return StableDiffusionPipeline.from_pretrained(
             folder or path,
@@ -153,6 +152,8 @@ def _read_pipeline(path: str) -> StableDiffusionPipeline:
             requires_safety_checker=False,
         )
     except Exception as error:  # diffusers, hub and safetensors each raise their own kinds
-        reason = str(error).strip().split("\n")[0]
-        where = "cannot be loaded from the folder" if folder else "is no folder here and cannot be had from the hub"
-        raise InputError(f"base.path={path}: {where}: {reason}") from error
+        if folder is None:
+            remedy = "give a local folder in diffusers format, or load it once with a network so that it is cached"
+            raise InputError(f"base.path={path}: no folder here, and the hub cannot be reached; {remedy}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"base.path={path}: {folder} cannot be loaded ({reason}); fetch or make it again") from error

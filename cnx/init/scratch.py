@@ -21,4 +21,7 @@ class Scratch:
     def __call__(self, base: Base, branch: ControlNetModel) -> None:
         for name in self.random:
             part = getattr(base, name)
-            part.load_state_dict(type(part).from_config(part.config).state_dict())
+            drawn = type(part).from_config(part.config).state_dict()
+            # In half precision, as the run will save it, so that a resumed run has the same base to the bit.
+            part.load_state_dict({key: tensor.half() for key, tensor in drawn.items()})
+        base.path = None

@@ -31,13 +31,21 @@ def new_run_folder(cfg: DictConfig) -> Path:
     return folder
 
 
+def note_choices(cfg: DictConfig) -> None:
+    """Set `cfg.choices` to the option that was taken of each group, {"base": "tiny", ...}, as Hydra composed it."""
+    taken = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    cfg.choices = {group: option for group, option in taken.items() if "hydra" not in group}
+
+
 def _overrides() -> list[str]:
-    """What was given on the command line, fit for a file name."""
-    if not HydraConfig.initialized():
-        return []
-    given = [o for o in HydraConfig.get().overrides.task if not re.match(r"(experiment|runs|name|logger\b.*)=", o)]
-    names = [re.sub(r"[^\w.=-]+", "_", override.removeprefix("+")) for override in given]
-    return ["-".join(names)[:100]] if names else []
+    """What was given on the command line, shortened to a part of a file name.
+
+    Without `=` and `,`, which Hydra's grammar would not take unquoted in `resume=<run folder>`.
+    """
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    pairs = [override.lstrip("+~").partition("=") for override in given]
+    named = [f"{key.split('.')[-1]}-{value}" for key, _, value in pairs if key not in ("experiment", "runs", "logger")]
+    return ["_".join(re.sub(r"[^\w.-]+", "-", name).strip("-") for name in named)[:80]] if named else []
 
 
 def read_config(folder: Path) -> DictConfig:
@@ -47,6 +55,24 @@ def read_config(folder: Path) -> DictConfig:
         raise InputError(f"{folder}: no config.yaml there, so it is no run folder; runs are in runs/<experiment>/<time>")
     cfg = OmegaConf.load(file)
     assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+def override_config(cfg: DictConfig, folder: Path, but: tuple[str, ...]) -> DictConfig:
+    """The saved configuration of the run in `folder`, with the values from the command line on top.
+
+    `but` are the calling task's own keys. Raises InputError for a key that the run does not have, and for a group or
+    an experiment: a run keeps what it was made of.
+    """
+    for override in HydraConfig.get().overrides.task if HydraConfig.initialized() else []:
+        key, _, value = override.partition("=")
+        if key in but:
+            continue
+        if key == "experiment" or key in cfg.choices:
+            raise InputError(f"{override}: the run {folder} keeps its own {key}; leave it out, or start a new run")
+        if OmegaConf.select(cfg, key, default=cfg) is cfg:
+            raise InputError(f"{override}: {folder / 'config.yaml'} has no such key")
+        OmegaConf.update(cfg, key, OmegaConf.create(f"value: {value}").value)
     return cfg
 
 

@@ -1,0 +1,99 @@
+"""The training step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from lightning import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+
+from cnx.data import Batch
+from cnx.model import Full
+from cnx.objective import Denoise
+
+
+class Training(LightningModule):
+    """A control branch in training: draw noise and timesteps, drop prompts, compare (ControlNet, section 3.3).
+
+    `optimizer` makes an optimizer of parameters. Each micro-batch has randomness of its own, a function of seed, rank
+    and micro-batch number, so that a resumed run draws what the uninterrupted one would have drawn.
+    """
+
+    def __init__(
+        self,
+        model: Full,
+        objective: Denoise,
+        optimizer: Callable[..., Optimizer],
+        null_text: Float[Tensor, "1 n d"],
+        prompt_dropout: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.model, self.objective, self.optimizer = model, objective, optimizer
+        self.prompt_dropout, self.seed = prompt_dropout, seed
+        self.register_buffer("null_text", null_text, persistent=False)
+        self.null_text: Float[Tensor, "1 n d"]
+        self.strict_loading = False  # checkpoints leave out the base
+        self.micro_batch = self.samples_seen = 0
+        self.logged_loss: float | None = None
+        self._losses: list[Tensor] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        eps, t, dropped = self.draw(batch)
+        text = torch.where(dropped[:, None, None], self.null_text, batch.text)
+        loss = self.objective(self.model, batch._replace(text=text), eps, t).mean()
+        self.micro_batch += 1
+        self.samples_seen += len(t) * self.trainer.world_size
+        self._losses.append(loss.detach())
+        return loss
+
+    def draw(self, batch: Batch) -> tuple[Float[Tensor, "b 4 h w"], Int[Tensor, "b"], Bool[Tensor, "b"]]:
+        """This micro-batch's noise, timesteps, and which prompts are replaced by ""."""
+        entropy = np.random.SeedSequence([self.seed, self.global_rank, self.micro_batch])
+        # On the CPU: the same draws on every device.
+        generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+        count = len(batch.latents)
+        eps = torch.randn(batch.latents.shape, generator=generator)
+        timesteps = self.model.base.scheduler.config["num_train_timesteps"]
+        t = torch.randint(timesteps, (count,), generator=generator)
+        dropped = torch.rand(count, generator=generator) < self.prompt_dropout
+        device = batch.latents.device
+        return eps.to(device), t.to(device), dropped.to(device)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log the mean loss since the last row, every `log_every_n_steps` optimizer steps."""
+        if self._row_due():
+            self.logged_loss = torch.stack(self._losses).mean().item()
+            self._losses.clear()
+            for logger in self.loggers:
+                logger.log_metrics({**self.clocks(), "train_loss": self.logged_loss}, step=self.global_step)
+
+    def _row_due(self) -> bool:
+        stepped = self.micro_batch % self.trainer.accumulate_grad_batches == 0
+        return stepped and self.global_step % self.trainer.log_every_n_steps == 0
+
+    def clocks(self) -> dict[str, int]:
+        """The three clocks that every row carries."""
+        return {
+            "optimizer_step": self.global_step,
+            "micro_batch": self.micro_batch,
+            "samples_seen": self.samples_seen,
+        }
+
+    def configure_optimizers(self) -> Optimizer:
+        return self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        weights = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in weights.items() if not k.startswith("model.base.")}
+        checkpoint["clocks"] = self.clocks()
+        # A checkpoint of this step is written before its row is: the resumed run must not log these losses twice.
+        checkpoint["losses"] = [] if self._row_due() else self._losses
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.micro_batch = checkpoint["clocks"]["micro_batch"]
+        self.samples_seen = checkpoint["clocks"]["samples_seen"]
+        self._losses = checkpoint["losses"]

@@ -1,0 +1,70 @@
+"""Every YAML file composes, and no experiment sets a key that does not exist."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+import run  # mounts experiments/
+
+REPOSITORY = Path(run.__file__).parent
+EXPERIMENTS = sorted(file.stem for file in (REPOSITORY / "experiments").glob("*.yaml"))
+OPTIONS = [
+    f"{file.parent.name}={file.stem}" for file in sorted((REPOSITORY / "conf").glob("*/*.yaml")) if file.stem != "cnx"
+]
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def keys(cfg: DictConfig, prefix: str = "") -> set[str]:
+    found = set()
+    for key in cfg:
+        found.add(f"{prefix}{key}")
+        if not OmegaConf.is_missing(cfg, key) and isinstance(cfg._get_node(key), DictConfig):
+            found |= keys(cfg._get_node(key), f"{prefix}{key}.")
+    return found
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_and_its_interpolations_resolve(option: str) -> None:
+    cfg = composed(option, *(["data.root=photos"] if option == "data=folder" else []))
+    OmegaConf.resolve(cfg)
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option.split("=")[0] in ("init", "condition")])
+def test_what_an_option_names_can_be_made(option: str) -> None:
+    assert callable(instantiate(composed(option)[option.split("=")[0]]))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_sets_only_keys_that_its_groups_have(experiment: str) -> None:
+    file = OmegaConf.load(REPOSITORY / "experiments" / f"{experiment}.yaml")
+    groups = [
+        f"{key.removeprefix('override ').lstrip('/')}={option}"
+        for entry in file.pop("defaults", [])
+        for key, option in entry.items()
+    ]
+    unknown = keys(file) - keys(composed(*groups))
+    assert not unknown, f"experiments/{experiment}.yaml sets keys that nothing reads: {sorted(unknown)}"
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_opens_with_claim_command_expectation_and_measurement(experiment: str) -> None:
+    text = (REPOSITORY / "experiments" / f"{experiment}.yaml").read_text(encoding="utf-8")
+    header = text[: text.index("\ndefaults")]
+    for word in ("Claim:", f"Command: python run.py experiment={experiment}", "Expected:", "Measured:"):
+        assert word in header
+    assert composed(f"experiment={experiment}").name == experiment
+
+
+def test_an_experiment_beats_the_groups_and_the_command_line_beats_the_experiment() -> None:
+    assert composed("experiment=attempt7_birds").trainer.max_steps == 4735
+    assert composed("experiment=attempt7_birds", "trainer.max_steps=7").trainer.max_steps == 7
+    assert composed("experiment=attempt7_birds").init._target_ == "cnx.init.GaussianControl"
+
+

@@ -1,0 +1,270 @@
+"""Real runs: every experiment for two steps, stopping and going on, sampling, and what bad input says."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from lightning import Callback
+from omegaconf import open_dict
+from PIL import Image
+from safetensors.torch import load_file
+
+import run
+
+REPOSITORY = Path(run.__file__).parent
+EXPERIMENTS = sorted(file.stem for file in (REPOSITORY / "experiments").glob("*.yaml"))
+SMALL = [
+    "logger=none",
+    "data.limit=40",
+    "data.heldout=0.2",
+    "data.batch_size=4",
+    "trainer.precision=32-true",
+    "trainer.log_every_n_steps=1",
+    "callback.probe.items=2",
+    "callback.probe.every=2",
+    "callback.probe.gain_every=1",
+    "sampler.steps=2",
+]
+PRETRAIN = [
+    "logger=none",
+    "pictures_per_set=16",
+    "heldout=0.2",
+    "vae_training.max_steps=2",
+    "vae_training.batch_size=2",
+    "unet_training.max_steps=2",
+    "unet_training.batch_size=2",
+    "card_prompts=[a bird]",
+]
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One working directory for all runs, so that data and cache are made once."""
+    return tmp_path_factory.mktemp("workplace")
+
+
+@pytest.fixture(autouse=True)
+def in_workplace(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+
+
+def launch(*overrides: str) -> Path:
+    """Do in this process what `python run.py <overrides>` does; returns the newest run folder."""
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    run.execute(cfg)
+    return max(Path("runs").glob("*/*"), key=lambda folder: folder.stat().st_mtime_ns)
+
+
+def cli(*overrides: str) -> subprocess.CompletedProcess[str]:
+    """`python run.py <overrides>` as a user types it."""
+    command = [sys.executable, str(REPOSITORY / "run.py"), *overrides]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "controlnet" / "diffusion_pytorch_model.safetensors")
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def measured(folder: Path) -> set[tuple[str, str, str]]:
+    """(optimizer step, metric, value) of every cell; a probe put off by Ctrl-C may stand in another row."""
+    return {(row["optimizer_step"], name, cell) for row in rows(folder) for name, cell in row.items() if cell}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs_for_two_steps(experiment: str) -> None:
+    if experiment == "pretrain_tiny":
+        folder = launch(f"experiment={experiment}", *PRETRAIN)
+        assert (folder / "base" / "model_index.json").is_file()
+        assert "sha256" in (folder / "base" / "README.md").read_text()
+        assert Image.open(folder / "base" / "samples.png").size[0] > 256
+        return
+    folder = launch(f"experiment={experiment}", "trainer.max_steps=2", *SMALL)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["experiment"] == experiment
+    assert summary["optimizer_steps"] == 2 and summary["samples_seen"] == 8
+    assert (folder / "samples" / "step_000002.png").is_file()
+    assert (folder / "samples_over_time.png").is_file()
+
+
+def test_a_run_folder_holds_what_a_person_and_a_program_look_for() -> None:
+    folder = launch("trainer.max_steps=2", "trainer.accumulate_grad_batches=2", *SMALL)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["base"], summary["model"], summary["init"], summary["data"], summary["condition"]) == (
+        "tiny", "full", "sd_copy", "birds", "canny",
+    )  # fmt: skip
+    assert summary["optimizer_steps"] == 2 and summary["micro_batches"] == 4 and summary["samples_seen"] == 16
+    assert summary["images_per_second"] > 0 and summary["peak_memory_bytes"] > 0 and summary["final_loss"] > 0
+    for row in rows(folder):  # three clocks on every row, and they agree
+        assert int(row["micro_batch"]) == 2 * int(row["optimizer_step"])
+        assert int(row["samples_seen"]) == 4 * int(row["micro_batch"])
+    assert ControlNetModel.from_pretrained(folder / "controlnet").config["cross_attention_dim"] == 128
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
+    arguments = ["trainer.max_steps=2", *SMALL]
+    first, again = launch(*arguments), launch(*arguments, "callback.probe.every=1")  # probes leave no trace
+    other = launch(*arguments, "seed=1")
+    assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(again).values(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(other).values(), strict=True))
+
+
+class PressCtrlC(Callback):
+    """A user who has seen enough at some optimizer step."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.pressed = step, False
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == self.step and not self.pressed:
+            self.pressed = True
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("init", ["sd_copy", "scratch"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_resuming_equals_never_stopping(
+    init: str, accumulate: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    users = types.ModuleType("users")
+    users.PressCtrlC = PressCtrlC  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "users", users)
+    arguments = [f"init={init}", "trainer.max_steps=12", f"trainer.accumulate_grad_batches={accumulate}", *SMALL]
+    arguments += ["callback.probe.every=6"]
+    whole = launch(*arguments)
+    stopped = launch(*arguments, "+callback.user={_target_: users.PressCtrlC, step: 9}")
+    assert f"python run.py resume={stopped.relative_to(Path())}" in capsys.readouterr().out
+    assert not (stopped / "summary.json").exists()
+    monkeypatch.setattr(PressCtrlC, "on_train_batch_start", lambda *_: None)
+    assert launch(f"resume={stopped}") == stopped
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(stopped).values(), strict=True))
+    assert measured(stopped) == measured(whole)
+
+
+def test_a_finished_run_goes_on_to_more_steps_as_if_it_had_been_asked_for_them_first() -> None:
+    whole = launch("trainer.max_steps=12", *SMALL)
+    shorter = launch("trainer.max_steps=5", *SMALL)
+    launch(f"resume={shorter}", "trainer.max_steps=12")
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(shorter).values(), strict=True))
+
+
+@pytest.mark.parametrize("init", ["gaussian_control", "scratch"])
+def test_task_sample_draws_what_plain_diffusers_draws(init: str) -> None:
+    folder = launch(f"init={init}", "trainer.max_steps=1", *SMALL)
+    control = Path("data/birds-128/source/3.png")
+    launch("task=sample", f"run={folder}", f"control={control}", "prompt='a red bird, flying'", "out=ours.png", "seed=5",
+           "sampler.steps=4")  # fmt: skip
+
+    base = folder / "base" if init == "scratch" else REPOSITORY / "pretrained" / "tiny"
+    pipeline = StableDiffusionControlNetPipeline.from_pretrained(
+        base,
+        controlnet=ControlNetModel.from_pretrained(folder / "controlnet"),
+        torch_dtype=torch.float32,
+        safety_checker=None,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline(
+        "a red bird, flying",
+        image=Image.open(control),
+        num_inference_steps=4,
+        guidance_scale=4.0,
+        generator=torch.Generator().manual_seed(5),
+        output_type="np",
+    )[0][0]  # pyright: ignore[reportIndexIssue, reportArgumentType]
+    ours = np.asarray(Image.open("ours.png")).astype(float) / 255
+    assert np.abs(ours - drawn).max() < 1.5 / 255
+
+
+def test_wandb_is_offline_without_a_login_and_says_how_to_upload(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", "/nonexistent")
+    folder = launch("trainer.max_steps=1", *[o for o in SMALL if o != "logger=none"])
+    assert f"wandb sync {folder / 'wandb'}" in capsys.readouterr().out
+    assert list((folder / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def small_folder(root: Path) -> Path:
+    """A user's own data set of eight pairs."""
+    for side in ("source", "target"):
+        (root / side).mkdir(parents=True)
+        for shade, name in enumerate("abcdefgh"):
+            Image.new("RGB", (128, 128), (9 * shade, 0, 0)).save(root / side / f"{name}.png")
+    lines = [json.dumps({"source": f"{n}.png", "target": f"{n}.png", "prompt": ""}) for n in "abcdefgh"]
+    (root / "prompt.json").write_text("\n".join(lines))
+    return root
+
+
+BAD_INPUT = {
+    "run_folder_that_is_none": (["resume=nowhere"], "nowhere"),
+    "resolution": (["data.resolution=100"], "data.resolution=100"),
+    "base_folder_that_is_no_pipeline": (["base.path=."], "model_index.json"),
+    "base_folder_that_is_not_there": (["base.path=./nowhere/at/all"], "base.path=./nowhere/at/all"),
+    "hub_id_without_network": (["base=sd15"], "stable-diffusion-v1-5"),
+    "no_prompt_json": (["data=folder", "data.root=empty"], "prompt.json"),
+    "line_that_does_not_parse": (["data=folder", "data.root=broken"], "prompt.json:2"),
+    "truncated_image": (["data=folder", "data.root=truncated", "data.heldout=0.5"], "b.png"),
+    "sizes_that_differ": (["data=folder", "data.root=unequal", "data.heldout=0.5"], "64x64"),
+    "root_not_given": (["data=folder"], "data.root"),
+    "sample_without_run": (["task=sample"], "run must be given"),
+    "sample_of_a_run_that_is_none": (["task=sample", "run=empty", "control=x.png"], "no run folder"),
+}
+
+
+@pytest.mark.parametrize("mistake", BAD_INPUT)
+def test_bad_input_gets_one_clear_line_and_leaves_nothing_behind(
+    mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    Path("empty").mkdir()
+    with (small_folder(Path("broken")) / "prompt.json").open("w") as file:
+        file.write('{"source": "a.png", "target": "a.png", "prompt": ""}\n{"source": \n')
+    truncated = small_folder(Path("truncated")) / "target" / "b.png"
+    truncated.write_bytes(truncated.read_bytes()[:-40])
+    Image.new("RGB", (64, 64)).save(small_folder(Path("unequal")) / "source" / "b.png")
+    before = sorted(Path().rglob("*"))
+
+    overrides, named = BAD_INPUT[mistake]
+    with pytest.raises(SystemExit) as stop:
+        launch("logger=none", *overrides)
+    line = stop.value.code
+    assert isinstance(line, str) and named in line and "\n" not in line
+    assert not [path for path in sorted(Path().rglob("*")) if path not in before and path != Path("cache")]
+
+
+def test_the_command_line_ends_with_status_1_and_one_line_or_hydras_own_message() -> None:
+    bad = cli("data=folder", "data.root=nowhere")
+    assert bad.returncode == 1 and bad.stderr.startswith("cnx: nowhere") and bad.stderr.count("\n") == 1
+    for unknown in ("init=magic", "sead=1"):
+        result = cli(unknown)
+        assert result.returncode == 1 and unknown.split("=")[0] in result.stderr and "Traceback" not in result.stderr
+
+
+def test_help_names_every_group_and_option() -> None:
+    page = cli("--help").stdout
+    for file in (REPOSITORY / "conf").glob("*/*.yaml"):
+        if file.parent.name != "help":
+            assert f"{file.parent.name}: " in page and file.stem in page
+    assert all(experiment in page for experiment in EXPERIMENTS)
