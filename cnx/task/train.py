@@ -37,6 +37,8 @@ def run(cfg: DictConfig) -> None:
 
     data: ControlData = instantiate(cfg.data)
     base, model = build(cfg, resume)
+    if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
+        base.to("cuda")  # Lightning would move it only after the images are encoded
     data.prepare(base)
     folder = resume or new_run_folder(cfg)
     if base.path is None:
@@ -49,6 +51,7 @@ def run(cfg: DictConfig) -> None:
         null_text=data.null_text,
         prompt_dropout=cfg.prompt_dropout,
         seed=cfg.seed,
+        began=began,
     )
     table = MetricsCSV(folder)
     checkpoint = folder / "checkpoints" / "last.ckpt" if resume else None
@@ -64,9 +67,7 @@ def run(cfg: DictConfig) -> None:
         logger=[table, *loggers],
         default_root_dir=str(folder),
     )
-    fit_began = time.perf_counter()
     trainer.fit(training, datamodule=data, ckpt_path=checkpoint, weights_only=False)
-    fit_seconds = time.perf_counter() - fit_began
 
     probe = next((callback for callback in callbacks.values() if isinstance(callback, Probe)), None)
     if not trainer.is_global_zero:
@@ -87,8 +88,8 @@ def run(cfg: DictConfig) -> None:
         "optimizer_steps": training.global_step,
         "micro_batches": training.micro_batch,
         "samples_seen": training.samples_seen,
-        "wall_seconds": round(time.perf_counter() - began, 1),
-        "images_per_second": round(training.samples_seen / (fit_seconds - (probe.seconds if probe else 0)), 2),
+        "wall_seconds": round(training.wall_seconds(), 1),
+        "images_per_second": round(training.images_per_second(but=probe.seconds if probe else 0), 2),
         "peak_memory_bytes": peak_memory_bytes(),
         "final_loss": training.logged_loss,
         **(fidelity(probe) if probe else {}),

@@ -1,5 +1,6 @@
 """The training step."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +19,9 @@ from cnx.objective import Denoise
 class Training(LightningModule):
     """A control branch in training: draw noise and timesteps, drop prompts, compare (ControlNet, section 3.3).
 
-    `optimizer` makes an optimizer of parameters. Each micro-batch has randomness of its own, a function of seed, rank
-    and micro-batch number, so that a resumed run draws what the uninterrupted one would have drawn.
+    `optimizer` makes an optimizer of parameters; `began` is when the run began, by time.perf_counter(). Each micro-batch
+    has randomness of its own, a function of seed, rank and micro-batch number, so that a resumed run draws what the
+    uninterrupted one would have drawn.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class Training(LightningModule):
         null_text: Float[Tensor, "1 n d"],
         prompt_dropout: float,
         seed: int,
+        began: float,
     ) -> None:
         super().__init__()
         self.model, self.objective, self.optimizer = model, objective, optimizer
@@ -38,8 +41,12 @@ class Training(LightningModule):
         self.null_text: Float[Tensor, "1 n d"]
         self.strict_loading = False  # checkpoints leave out the base
         self.micro_batch = self.samples_seen = 0
+        self.began, self.earlier_seconds = began, 0.0
         self.logged_loss: float | None = None
         self._losses: list[Tensor] = []
+
+    def on_fit_start(self) -> None:
+        self._fit_began, self._samples_before = time.perf_counter(), self.samples_seen
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         eps, t, dropped = self.draw(batch)
@@ -83,6 +90,14 @@ class Training(LightningModule):
             "samples_seen": self.samples_seen,
         }
 
+    def wall_seconds(self) -> float:
+        """Seconds since the run began, preparation included; of a resumed run, those of all its sittings."""
+        return self.earlier_seconds + time.perf_counter() - self.began
+
+    def images_per_second(self, but: float) -> float:
+        """Images trained on in this sitting for each second of its training, `but` seconds left out."""
+        return (self.samples_seen - self._samples_before) / (time.perf_counter() - self._fit_began - but)
+
     def configure_optimizers(self) -> Optimizer:
         return self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
 
@@ -90,10 +105,12 @@ class Training(LightningModule):
         weights = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in weights.items() if not k.startswith("model.base.")}
         checkpoint["clocks"] = self.clocks()
+        checkpoint["wall_seconds"] = self.wall_seconds()
         # A checkpoint of this step is written before its row is: the resumed run must not log these losses twice.
         checkpoint["losses"] = [] if self._row_due() else self._losses
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.micro_batch = checkpoint["clocks"]["micro_batch"]
         self.samples_seen = checkpoint["clocks"]["samples_seen"]
+        self.earlier_seconds = checkpoint["wall_seconds"]
         self._losses = checkpoint["losses"]
