@@ -66,5 +66,3 @@ def test_an_experiment_beats_the_groups_and_the_command_line_beats_the_experimen
     assert composed("experiment=attempt7_birds").trainer.max_steps == 4735
     assert composed("experiment=attempt7_birds", "trainer.max_steps=7").trainer.max_steps == 7
     assert composed("experiment=attempt7_birds").init._target_ == "cnx.init.GaussianControl"
-
-

@@ -171,8 +171,8 @@ def test_a_finished_run_goes_on_to_more_steps_as_if_it_had_been_asked_for_them_f
 def test_task_sample_draws_what_plain_diffusers_draws(init: str) -> None:
     folder = launch(f"init={init}", "trainer.max_steps=1", *SMALL)
     control = Path("data/birds-128/source/3.png")
-    launch("task=sample", f"run={folder}", f"control={control}", "prompt='a red bird, flying'", "out=ours.png", "seed=5",
-           "sampler.steps=4")  # fmt: skip
+    launch("task=sample", f"run={folder}", f"control={control}", "prompt='a red bird, flying'", "out=ours.png",
+           "seed=5", "sampler.steps=4")  # fmt: skip
 
     base = folder / "base" if init == "scratch" else REPOSITORY / "pretrained" / "tiny"
     pipeline = StableDiffusionControlNetPipeline.from_pretrained(

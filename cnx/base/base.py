@@ -1,10 +1,11 @@
 """The Stable Diffusion that a ControlNet is trained on."""
 
+import copy
 import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -83,13 +84,13 @@ class Base(nn.Module):
         The released ControlNet code draws from the posterior afresh in each step; the mean can be cached, and the
         posterior of a trained VAE is narrow. A deviation.
         """
-        posterior = self.vae.encode(images.to(self.device, self.dtype) * 2 - 1).latent_dist
-        return (posterior.mean - self._shift) * self.vae.config.scaling_factor
+        posterior = self.vae.encode(images.to(self.device, self.dtype) * 2 - 1, return_dict=False)[0]
+        return (posterior.mean - self._shift) * self.vae.config["scaling_factor"]
 
     def decode_latents(self, latents: Float[Tensor, "b 4 h w"]) -> Float[Tensor, "b 3 H W"]:
         """Latents to images in [0, 1], clipped."""
-        decoded = self.vae.decode(latents.to(self.dtype) / self.vae.config.scaling_factor + self._shift).sample
-        return (decoded.float() / 2 + 0.5).clamp(0, 1)
+        unscaled = latents.to(self.dtype) / self.vae.config["scaling_factor"] + self._shift
+        return (self.vae.decode(unscaled, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
 
     @property
     def _shift(self) -> float:
@@ -105,9 +106,11 @@ class Base(nn.Module):
             module = getattr(self, part)
             settings = module.config.to_dict() if part == "text_encoder" else dict(module.config)
             settings = {key: value for key, value in settings.items() if key not in PASSING and key[0] != "_"}
-            digest.update(json.dumps([part, settings], sort_keys=True, default=str).encode())
             if part == "text_encoder":
-                digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
+                settings["tokenizer"] = json.loads(self.tokenizer.backend_tokenizer.to_str())
+                for passing in ("padding", "truncation"):  # as the last call left them
+                    del settings["tokenizer"][passing]
+            digest.update(json.dumps([part, settings], sort_keys=True, default=str).encode())
             for name, tensor in sorted(module.state_dict().items()):
                 digest.update(name.encode())
                 # Halves: a base in half precision and its float32 copy are the same base.
@@ -121,19 +124,19 @@ class Base(nn.Module):
             text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
             unet=self.unet,
-            scheduler=DDIMScheduler.from_config(self.scheduler.config),
-            safety_checker=cast("None", None),  # pyright: diffusers allows None
-            feature_extractor=cast("None", None),
+            scheduler=cast(Any, DDIMScheduler.from_config(self.scheduler.config)),
+            safety_checker=cast(Any, None),  # may be None, which its type does not say
+            feature_extractor=cast(Any, None),
             requires_safety_checker=False,
         )
 
     def save(self, folder: Path) -> None:
         """Write the base to `folder` in diffusers format, in half precision, as safetensors."""
-        dtypes = {part: getattr(self, part).dtype for part in PARTS}
-        pipeline = self.pipeline().to(torch.float16)
-        pipeline.save_pretrained(folder, safe_serialization=True)
-        for part, dtype in dtypes.items():
-            getattr(self, part).to(dtype)
+        copy.deepcopy(self).half().pipeline().save_pretrained(folder, safe_serialization=True)
+        # Without being told, diffusers loads its own parts in float32 and transformers the dtype that it wrote down.
+        settings = Path(folder) / "text_encoder" / "config.json"
+        written = json.loads(settings.read_text(encoding="utf-8"))
+        settings.write_text(json.dumps({**written, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_pipeline(path: str) -> StableDiffusionPipeline:

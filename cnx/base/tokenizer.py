@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
@@ -19,16 +20,13 @@ def train_tokenizer(prompts: Iterable[str], length: int, vocabulary: int = 4096)
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         min_frequency=1,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        initial_alphabet=alphabet,
+        # Letters too, and each as the last of a word: the trainer would number those that it meets in random order,
+        # break ties between merges by number, and not know the others.
+        special_tokens=["<|startoftext|>", "<|endoftext|>", *alphabet, *(letter + "</w>" for letter in alphabet)],
         end_of_word_suffix="</w>",
         show_progress=False,
     )
-    # Sorted, so that the order in which prompts were met cannot change the vocabulary.
-    bpe.train_from_iterator(sorted(prompts), trainer)
+    bpe.train_from_iterator(prompts, trainer)
     learnt = json.loads(bpe.to_str())["model"]
-    tokens = dict(learnt["vocab"])
-    for letter in alphabet:  # the trainer knows a last letter only where it has seen one
-        tokens.setdefault(letter + "</w>", len(tokens))
-    merges = [tuple(pair) for pair in learnt["merges"]]
-    return CLIPTokenizer(vocab=tokens, merges=merges, model_max_length=length)
+    merges: Any = [tuple(pair) for pair in learnt["merges"]]  # its type is too narrow for what it takes
+    return CLIPTokenizer(vocab=learnt["vocab"], merges=merges, model_max_length=length)

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from cnx.callback.interrupt import Interrupt
-from cnx.data import Batch, HeldOut
+from cnx.data.module import Batch, HeldOut
 from cnx.metric import calibrate, is_degenerate
 from cnx.model import Full
 from cnx.report import sample_grid, save_image
@@ -57,7 +57,7 @@ class Score:
 
 @dataclass(frozen=True)
 class ProbeRecord:
-    """One probe: the optimizer step, the fidelity as in `Score`, and the raw one calibrated (`cnx.metric.calibrate`)."""
+    """One probe: the optimizer step, fidelity as in `Score`, and the raw one calibrated (`cnx.metric.calibrate`)."""
 
     step: int
     raw: float

@@ -20,8 +20,8 @@ class RunProgress(ProgressBar):
     """One bar over the whole run, all epochs: optimizer step, smoothed loss, images/s, time elapsed, time left.
 
     Where the console is no terminal, a plain line at every tenth of the run instead. Lines printed through the same
-    console (rich.get_console()) appear above the bar. Images/s is the median of the last 50 micro-batches, so probes and
-    checkpoints do not disturb it; time left counts them, at the share they have had so far.
+    console (rich.get_console()) appear above the bar. Images/s is the median of the last 50 micro-batches, so probes
+    and checkpoints do not disturb it; time left counts them, at the share they have had so far.
     """
 
     def __init__(self, console: Console | None = None) -> None:

@@ -61,7 +61,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def truncate_after(self, step: int) -> None:
-        """Drops the rows of optimizer steps after `step`, which a run resumed from a checkpoint at `step` writes anew."""
+        """Drops the rows after optimizer step `step`, which a run resumed from a checkpoint there writes anew."""
         if self.path.exists():
             columns = self._open()
             self._write(columns, [row for row in self._rows() if int(row["optimizer_step"] or 0) <= step])

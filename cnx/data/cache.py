@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from cnx.data.folder import Item, OnError, check_resolution, load_pair
+from cnx.data.folder import OR_SKIP, Item, OnError, check_resolution, load_pair
 from cnx.data.split import Digest
 from cnx.errors import InputError
 
@@ -86,7 +87,7 @@ def cache_latents(
                 for chunk in _load_ahead(items, resolution):
                     bad = [index for index, pair in chunk if isinstance(pair, InputError)]
                     if bad and on_error == "raise":
-                        raise next(pair for _, pair in chunk if isinstance(pair, InputError))
+                        raise InputError(_reason(items[bad[0]], resolution) + OR_SKIP)
                     targets = [pair for _, pair in chunk if not isinstance(pair, InputError)]
                     rows = np.zeros((len(chunk), *shape[1:]), dtype=np.float16)
                     rows[[index not in bad for index, _ in chunk]] = _encode(base, targets)
@@ -97,7 +98,7 @@ def cache_latents(
     # Only positions are stored: the key is content, so the same files may lie elsewhere by now.
     skipped = {index: _reason(items[index], resolution) for index in json.loads((home / "skipped.json").read_text())}
     if skipped and on_error == "raise":
-        raise InputError(next(iter(skipped.values())))
+        raise InputError(next(iter(skipped.values())) + OR_SKIP)
     return Rows(home / "rows.npy"), skipped
 
 
@@ -116,7 +117,7 @@ def cache_text(base: "Base", prompts: Iterable[str], folder: str | Path) -> tupl
             with _new_rows(partial, shape) as file, _progress("Embedding prompts", len(distinct)) as advance:
                 for start in range(0, len(distinct), PROMPTS_AT_ONCE):
                     chunk = distinct[start : start + PROMPTS_AT_ONCE]
-                    rows = base.encode_text(chunk).float().cpu().numpy().astype(np.float16)
+                    rows = _halve(base.encode_text(chunk))
                     _write_rows(file, rows, f"the embedding of {chunk[0]!r} or of the next prompts")
                     advance(len(chunk))
     return Rows(home / "rows.npy"), {prompt: row for row, prompt in enumerate(distinct)}
@@ -128,7 +129,12 @@ def _encode(base: "Base", targets: list[UInt8[np.ndarray, "h w 3"]]) -> Float[np
     images = torch.from_numpy(np.stack(targets)).permute(0, 3, 1, 2)  # a channels_last tensor without a copy
     with torch.inference_mode():
         latents = base.encode_images(images.to(base.device, base.dtype) / 255)
-    return latents.float().cpu().numpy().astype(np.float16)
+    return _halve(latents)
+
+
+def _halve(tensor: Float[Tensor, "..."]) -> Float[np.ndarray, "..."]:
+    with np.errstate(over="ignore"):  # `_write_rows` reports what does not fit
+        return tensor.float().cpu().numpy().astype(np.float16)
 
 
 def _load_ahead(items: Sequence[Item], resolution: int) -> Iterator[list[tuple[int, np.ndarray | InputError]]]:
@@ -206,6 +212,6 @@ def _write_rows(file: BinaryIO, rows: Float[np.ndarray, "b ..."], what: str) -> 
 @contextmanager
 def _progress(title: str, total: int):
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as progress:
+    with Progress(*columns, transient=True, disable=not get_console().is_terminal) as progress:
         task = progress.add_task(title, total=total)
         yield lambda count: progress.advance(task, count)

@@ -8,11 +8,12 @@ from typing import Literal
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cnx.errors import InputError
 
 OnError = Literal["raise", "skip"]
+OR_SKIP = ", or leave such items out with data.on_error=skip"
 
 # Transparent parts of a map become black, which is "nothing here" in edges, lines, depth and poses alike;
 # of a target they become white, as every browser and most training code show them.
@@ -86,9 +87,7 @@ def _find_file(root: Path, key: str, value: str, where: str, on_error: OnError) 
             return path
     expected = plain if value.startswith(f"{key}/") else prefixed
     if on_error == "raise":
-        raise InputError(
-            f"{where}: {key} file {expected} is missing; restore it, or leave such items out with data.on_error=skip"
-        )
+        raise InputError(f"{where}: {key} file {expected} is missing; restore it{OR_SKIP}")
     return expected
 
 
@@ -130,10 +129,12 @@ def load_image(path: str | Path, behind: int = BEHIND_TARGET) -> UInt8[np.ndarra
                 image = Image.alpha_composite(Image.new("RGBA", image.size, (behind, behind, behind, 255)), image)
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such image file; restore it, or data.on_error=skip") from None
+        raise InputError(f"{path}: no such image file; restore it") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: not an image of a known format; replace it") from None
     except Exception as error:  # Pillow's readers raise anything from SyntaxError to struct.error on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: not a readable image ({reason}); replace it, or data.on_error=skip") from error
+        raise InputError(f"{path}: not a readable image ({reason}); replace it") from error
 
 
 def fit(image: UInt8[np.ndarray, "h w 3"], resolution: int) -> UInt8[np.ndarray, "r r 3"]:
@@ -170,6 +171,6 @@ def load_pair(item: Item, resolution: int) -> tuple[UInt8[np.ndarray, "r r 3"], 
         (map_height, map_width), (height, width) = control.shape[:2], target.shape[:2]
         raise InputError(
             f"{item.source}: the control map is {map_width}x{map_height}, its target {item.target} is {width}x{height}"
-            " (width x height); make them the same size, or data.on_error=skip"
+            " (width x height); make them the same size"
         )
     return fit(control, resolution), fit(target, resolution)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cnx.data.cache import Rows, cache_latents, cache_text
-from cnx.data.folder import Item, OnError, check_limit, check_resolution, load_control, load_pair, read_folder
+from cnx.data.folder import OR_SKIP, Item, OnError, check_limit, check_resolution, load_control, load_pair, read_folder
 from cnx.data.order import SeededBatches
 from cnx.data.split import Digest, digest_all, is_held_out, position
 from cnx.data.synthetic import Scenes, generate
@@ -151,7 +151,7 @@ class ControlData(LightningDataModule):
                 items.append(item)
                 digests.append(found)
             elif self.on_error == "raise":
-                raise found
+                raise InputError(f"{found}{OR_SKIP}")
             else:
                 skipped.append(str(found))
         self._check_split(folder, digests)
@@ -172,7 +172,7 @@ class ControlData(LightningDataModule):
         self.null_text: Float[Tensor, "1 n d"] = text[[row_of[""]]]
         self.content = hashlib.sha256("".join(digest.item for digest in digests).encode()).hexdigest()
         if skipped:
-            log.warning("Skipped %d of %d items of %s: %s", len(skipped), len(listed), folder, _shorten(skipped))
+            log.warning("Skipped %d of %d items of %s:%s", len(skipped), len(listed), folder, _shorten(skipped))
 
     def _check_split(self, folder: Path, digests: Sequence[Digest]) -> None:
         held = sum(is_held_out(digest.target, self.fraction) for digest in digests)
@@ -242,9 +242,9 @@ class ControlData(LightningDataModule):
 
 def to_tensor(image: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:
     """Turn an 8-bit image into float32 in [0, 1], channels first."""
-    return torch.from_numpy(image).permute(2, 0, 1).float() / 255
+    return torch.tensor(image).permute(2, 0, 1).float() / 255
 
 
 def _shorten(reasons: Sequence[str]) -> str:
-    more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
-    return "; ".join(reasons[:5]) + more
+    more = [f"and {len(reasons) - 5} more"] if len(reasons) > 5 else []
+    return "".join(f"\n  {line}" for line in [*reasons[:5], *more])

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from rich import get_console
 from rich.progress import track
 
 from cnx.data.folder import Item
@@ -43,7 +44,8 @@ def digest_all(items: Sequence[Item]) -> list[Digest | InputError]:
     # Hashing and reading release the GIL, and more threads than cores hide a slow disk.
     with ThreadPoolExecutor(max_workers=2 * (os.cpu_count() or 1)) as pool:
         found = pool.map(attempt, items)
-        return list(track(found, "Reading the data set", total=len(items), transient=True))
+        hidden = not get_console().is_terminal
+        return list(track(found, "Reading the data set", total=len(items), transient=True, disable=hidden))
 
 
 def position(target_digest: str) -> float:
@@ -65,6 +67,4 @@ def _hash_file(path: Path) -> bytes:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); restore it, or leave such items out with data.on_error=skip"
-        ) from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); restore it") from None

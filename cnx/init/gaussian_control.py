@@ -7,7 +7,7 @@ from cnx.base import Base
 
 
 class GaussianControl:
-    """Draw every tensor of the branch named weight, norms and zero convolutions included, from N(0, std²); zero every bias.
+    """Draw every tensor of the branch named weight from N(0, std²), norms and zero convolutions too; zero every bias.
 
     `std` is 0.01 in the attempts.
     """

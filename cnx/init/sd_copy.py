@@ -6,7 +6,7 @@ from cnx.base import Base
 
 
 class SDCopy:
-    """Copy the base's encoder and middle into the branch; zero convolutions stay at zero (ControlNet, docs/train.md)."""
+    """Copy the base's encoder and middle into the branch; zero convolutions stay zero (ControlNet, docs/train.md)."""
 
     def __call__(self, base: Base, branch: ControlNetModel) -> None:
         weights = base.unet.state_dict()

@@ -35,7 +35,7 @@ class Full(nn.Module):
     def control(
         self,
         x_t: Float[Tensor, "b 4 h w"],
-        t: Int[Tensor, "b"],
+        t: Int[Tensor, " b"],
         text: Float[Tensor, "b n d"],
         control: Float[Tensor, "b 3 H W"],
     ) -> Residuals:
@@ -47,7 +47,7 @@ class Full(nn.Module):
     def forward(
         self,
         x_t: Float[Tensor, "b 4 h w"],
-        t: Int[Tensor, "b"],
+        t: Int[Tensor, " b"],
         text: Float[Tensor, "b n d"],
         control: Float[Tensor, "b 3 H W"],
         strength: float = 1.0,

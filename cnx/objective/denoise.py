@@ -1,11 +1,13 @@
 """The denoising loss of latent diffusion, in the parameterisation that the base was trained with."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from einops import reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cnx.data import Batch
+from cnx.data.module import Batch
 from cnx.model import Full
 
 
@@ -21,13 +23,14 @@ class Denoise:
         model: Full,
         batch: Batch,
         eps: Float[Tensor, "b 4 h w"],
-        t: Int[Tensor, "b"],
+        t: Int[Tensor, " b"],
         strength: float = 1.0,
-    ) -> Float[Tensor, "b"]:
+    ) -> Float[Tensor, " b"]:
         """The mean squared error of each item, for noise `eps` and timesteps `t`."""
         schedule = model.base.scheduler
         x_0 = batch.latents
-        x_t = schedule.add_noise(x_0, eps, t)
-        target = schedule.get_velocity(x_0, eps, t) if schedule.config.prediction_type == "v_prediction" else eps
+        steps: Any = t  # diffusers asks for 32 bits and takes any integers
+        x_t = schedule.add_noise(x_0, eps, steps)
+        target = schedule.get_velocity(x_0, eps, steps) if schedule.config["prediction_type"] == "v_prediction" else eps
         predicted = model(x_t, t, batch.text, batch.control, strength)
         return reduce(F.mse_loss(predicted.float(), target, reduction="none"), "b c h w -> b", "mean")

@@ -13,7 +13,7 @@ from cnx.model import Full
 
 @dataclass
 class DDIM:
-    """Draws latents by DDIM (Song et al., arXiv 2010.02502, eq. 12 with eta = 0: nothing is random but the noise given).
+    """Draws latents by DDIM (Song et al., arXiv 2010.02502, eq. 12 with eta = 0: only the noise given is random).
 
     The same steps, in the same order, as diffusers' StableDiffusionControlNetPipeline with a DDIMScheduler and without
     guess mode: given the same weights and the noise that its generator draws, the same image.

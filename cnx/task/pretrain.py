@@ -136,7 +136,7 @@ def read_pictures(items: list[Item], resolution: int) -> tuple[UInt8[Tensor, "n 
 
 
 def fit(cfg: DictConfig, stage: LightningModule, draws: Draws, steps: int) -> float:
-    """Run one stage for `steps` optimizer steps; it ends with its averaged weights. Returns the mean of its last losses."""
+    """Run one stage for `steps` optimizer steps, to its averaged weights; returns the mean of its last losses."""
     watch = LastLoss()
     trainer = instantiate(
         cfg.trainer,

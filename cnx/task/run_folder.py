@@ -52,7 +52,7 @@ def read_config(folder: Path) -> DictConfig:
     """The configuration of the run in `folder`. Raises InputError if the folder is no run."""
     file = folder / "config.yaml"
     if not file.is_file():
-        raise InputError(f"{folder}: no config.yaml there, so it is no run folder; runs are in runs/<experiment>/<time>")
+        raise InputError(f"{folder}: no config.yaml, so it is no run folder; runs are in runs/<experiment>/<time>")
     cfg = OmegaConf.load(file)
     assert isinstance(cfg, DictConfig)
     return cfg

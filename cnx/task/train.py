@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cnx.base import Base
 from cnx.callback import Interrupt, MetricsCSV, Probe, RunProgress
-from cnx.data import ControlData
+from cnx.data.module import ControlData
 from cnx.errors import InputError
 from cnx.metric import find_convergence
 from cnx.model import Full

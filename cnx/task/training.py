@@ -11,7 +11,7 @@ from lightning import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cnx.data import Batch
+from cnx.data.module import Batch
 from cnx.model import Full
 from cnx.objective import Denoise
 
@@ -19,9 +19,9 @@ from cnx.objective import Denoise
 class Training(LightningModule):
     """A control branch in training: draw noise and timesteps, drop prompts, compare (ControlNet, section 3.3).
 
-    `optimizer` makes an optimizer of parameters; `began` is when the run began, by time.perf_counter(). Each micro-batch
-    has randomness of its own, a function of seed, rank and micro-batch number, so that a resumed run draws what the
-    uninterrupted one would have drawn.
+    `optimizer` makes an optimizer of parameters; `began` is when the run began, by time.perf_counter(), and None is
+    now. Each micro-batch has randomness of its own, a function of seed, rank and micro-batch number, so that a resumed
+    run draws what the uninterrupted one would have drawn.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Training(LightningModule):
         null_text: Float[Tensor, "1 n d"],
         prompt_dropout: float,
         seed: int,
-        began: float,
+        began: float | None = None,
     ) -> None:
         super().__init__()
         self.model, self.objective, self.optimizer = model, objective, optimizer
@@ -41,7 +41,8 @@ class Training(LightningModule):
         self.null_text: Float[Tensor, "1 n d"]
         self.strict_loading = False  # checkpoints leave out the base
         self.micro_batch = self.samples_seen = 0
-        self.began, self.earlier_seconds = began, 0.0
+        self.began = time.perf_counter() if began is None else began
+        self.earlier_seconds = 0.0
         self.logged_loss: float | None = None
         self._losses: list[Tensor] = []
 
@@ -57,7 +58,7 @@ class Training(LightningModule):
         self._losses.append(loss.detach())
         return loss
 
-    def draw(self, batch: Batch) -> tuple[Float[Tensor, "b 4 h w"], Int[Tensor, "b"], Bool[Tensor, "b"]]:
+    def draw(self, batch: Batch) -> tuple[Float[Tensor, "b 4 h w"], Int[Tensor, " b"], Bool[Tensor, " b"]]:
         """This micro-batch's noise, timesteps, and which prompts are replaced by ""."""
         entropy = np.random.SeedSequence([self.seed, self.global_rank, self.micro_batch])
         # On the CPU: the same draws on every device.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from cnx.base import Base
-from cnx.data import Batch, HeldOut
+from cnx.data.module import Batch, HeldOut
 from cnx.model import Full
 from cnx.objective import Denoise
 

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from cnx.callback import Interrupt, MetricsCSV, Probe
-from cnx.data import Batch
+from cnx.data.module import Batch
 from cnx.metric import calibrate
 from cnx.sampler import DDIM
 

@@ -1,7 +1,7 @@
 """Birds in flight as a few flat outlines: a bird posed in space, then seen from one side.
 
-A bird's own axes: x ahead, y to its left, z up; half a wingspan is 1. A wing is a surface: `s` runs from shoulder (0) to
-tip (1) along an arc that flapping bends, and its chord lies along x.
+A bird's own axes: x ahead, y to its left, z up; half a wingspan is 1. A wing is a surface: `s` runs from shoulder (0)
+to tip (1) along an arc that flapping bends, and its chord lies along x.
 """
 
 from dataclasses import dataclass

@@ -173,7 +173,7 @@ def compose(rng: np.random.Generator, mood: str, ground: str, clouds: bool) -> B
     return Backdrop(mood, ground, float(horizon), disc, stars, tuple(puffs), tuple(ridges), waves)
 
 
-def paint(backdrop: Backdrop, side: int) -> UInt8[np.ndarray, "side side 3"]:
+def paint(backdrop: Backdrop, side: int) -> UInt8[np.ndarray, "h w 3"]:
     """The backdrop as an RGB image of `side` pixels."""
     mood = MOODS[backdrop.mood]
     canvas = np.empty((side, side, 3), np.uint8)
@@ -228,7 +228,7 @@ def _disc(canvas: np.ndarray, x: float, y: float, radius: float, colour: Colour)
     cv2.circle(canvas, (round(x * unit) - 8, round(y * unit) - 8), round(radius * unit), colour, -1, cv2.LINE_AA, SHIFT)
 
 
-def _soft(puffs: tuple | list, sigma: float) -> UInt8[np.ndarray, "soft soft"]:
+def _soft(puffs: tuple | list, sigma: float) -> UInt8[np.ndarray, "h w"]:
     """Circles without edges, as a mask."""
     mask = np.zeros((SOFT, SOFT), np.uint8)
     for x, y, radius in puffs:

@@ -137,7 +137,7 @@ class Birds:
         return sorted({word for text in texts for word in text.split()})
 
 
-def mask(bird: Bird, size: int) -> UInt8[np.ndarray, "size size"]:
+def mask(bird: Bird, size: int) -> UInt8[np.ndarray, "h w"]:
     """255 where the bird is."""
     out = np.zeros((size, size), np.uint8)
     for part in bird.outlines:

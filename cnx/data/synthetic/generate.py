@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cnx.data.synthetic.pair import Scenes
+from cnx.errors import InputError
 
 CHUNK = 64  # items a process draws before it reports: about half a second
 STRAY = 60  # seconds; a younger temporary file may belong to another process that writes the same folder
@@ -25,20 +26,18 @@ def generate(scenes: Scenes, root: Path | str, size: int, count: int | None = No
     again. Another data set, version or size that this function wrote there is replaced.
 
     count: null takes all of `scenes.count`. workers: processes; null takes one for each core.
-    Raises ValueError where `root` holds a data set that this function did not write, or where a number is below 1.
+    Raises InputError where `root` holds a data set that this function did not write.
     """
     root = Path(root)
     count = scenes.count if count is None else count
-    if count < 1 or size < 1:
-        raise ValueError(f"count and size must be at least 1, not {count} and {size}")
     wanted = {"name": scenes.name, "version": scenes.version, "size": size}
     listing, stamp = root / "prompt.json", root / "generated.json"
     found = _read_stamp(stamp)
     folders = [root / "source", root / "target"]
     if not stamp.exists() and (listing.exists() or any(f.is_dir() and any(f.iterdir()) for f in folders)):
-        raise ValueError(
-            f"{root} holds a data set that was not generated here (no generated.json beside its files). "
-            "Choose another folder for the generated one, or delete this one"
+        raise InputError(
+            f"data.root={root}: holds a data set that was not generated here (no generated.json beside its files);"
+            " choose another folder for the generated one, or delete this one"
         )
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,49 +54,63 @@ def generate(scenes: Scenes, root: Path | str, size: int, count: int | None = No
     missing = _missing(folders, count)
     if not missing and found.get("count") == count and listing.exists():
         return root
-    _draw_all(scenes, root, size, missing, workers)
-    # Newlines are written as they are, on Windows too, so that the folder is the same to the byte.
-    items = (
-        {"source": f"source/{i}.png", "target": f"target/{i}.png", "prompt": scenes.prompt(i)} for i in range(count)
+    known = _read_prompts(listing)
+    prompts = known | _draw_all(
+        scenes, root, size, sorted(missing | set(range(count)).difference(known)), missing, workers
     )
+    items = ({"source": f"source/{i}.png", "target": f"target/{i}.png", "prompt": prompts[i]} for i in range(count))
+    # In bytes, so that a line ends the same way on Windows.
     _write(listing, "".join(json.dumps(item) + "\n" for item in items).encode())
     _write(stamp, json.dumps(wanted | {"count": count}).encode())
     return root
 
 
-def _draw_all(scenes: Scenes, root: Path, size: int, indices: list[int], workers: int | None) -> None:
-    """Draw `indices` in parallel; a few are not worth the start of a process."""
-    chunks = [indices[i : i + CHUNK] for i in range(0, len(indices), CHUNK)]
+def _draw_all(
+    scenes: Scenes, root: Path, size: int, todo: list[int], missing: set[int], workers: int | None
+) -> dict[int, str]:
+    """Draw the missing items and return the captions of all in `todo`, in parallel where there is enough to do."""
+    chunks = [todo[i : i + CHUNK] for i in range(0, len(todo), CHUNK)]
+    tasks = [(scenes, root, size, chunk, missing.intersection(chunk)) for chunk in chunks]
     workers = min(workers or _cores(), len(chunks))
+    prompts: dict[int, str] = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, transient=True) as progress:
-        task = progress.add_task(f"drawing {scenes.name} at {size} px", total=len(indices))
-        if workers <= 1 or len(chunks) <= 2:
-            for chunk in chunks:
-                progress.advance(task, _draw_chunk(scenes, root, size, chunk))
-            return
-        # spawn everywhere: a fork of a process in which torch has started threads can hang.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            try:
-                for done in as_completed([pool.submit(_draw_chunk, scenes, root, size, c) for c in chunks]):
-                    progress.advance(task, done.result())
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        bar = progress.add_task(f"drawing {scenes.name} at {size} px", total=len(todo))
+        if workers <= 1 or len(chunks) <= 2:  # a few items are not worth the start of a process
+            for task in tasks:
+                prompts |= _draw_chunk(*task)
+                progress.advance(bar, len(task[3]))
+        else:
+            # spawn everywhere: a fork of a process in which torch has started threads can hang.
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+                running = {pool.submit(_draw_chunk, *task): task[3] for task in tasks}
+                try:
+                    for done in as_completed(running):
+                        prompts |= done.result()
+                        progress.advance(bar, len(running[done]))
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+    return prompts
 
 
-def _draw_chunk(scenes: Scenes, root: Path, size: int, indices: list[int]) -> int:
-    """Draw and write some items; return how many."""
+def _draw_chunk(scenes: Scenes, root: Path, size: int, chunk: list[int], missing: set[int]) -> dict[int, str]:
+    """Write the missing items of a chunk; return the captions of all of it."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # the processes are the parallelism
+    prompts = {}
     try:
-        for index in indices:
+        for index in chunk:
+            if index not in missing:
+                prompts[index] = scenes.prompt(index)
+                continue
             pair = scenes.draw(index, size)
             _write(root / "source" / f"{index}.png", _png(pair.source))
             _write(root / "target" / f"{index}.png", _png(pair.target))
+            prompts[index] = pair.prompt
     finally:
         cv2.setNumThreads(threads)
-    return len(indices)
+    return prompts
 
 
 def _png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
@@ -115,17 +128,22 @@ def _write(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def _missing(folders: list[Path], count: int) -> list[int]:
+def _missing(folders: list[Path], count: int) -> set[int]:
     """The items of which an image is absent or empty."""
     there = set(range(count))
     for folder in folders:
         with os.scandir(folder) as entries:
-            there &= {
-                int(e.name[:-4])
-                for e in entries
-                if e.name[:-4].isdecimal() and e.name.endswith(".png") and e.stat().st_size
-            }
-    return sorted(set(range(count)) - there)
+            images = [entry.name[:-4] for entry in entries if entry.name.endswith(".png") and entry.stat().st_size]
+        there &= {int(name) for name in images if name.isdecimal()}
+    return set(range(count)) - there
+
+
+def _read_prompts(listing: Path) -> dict[int, str]:
+    """The captions that an earlier, shorter or damaged generation of the same items left; {} where there is none."""
+    try:
+        return {i: json.loads(line)["prompt"] for i, line in enumerate(listing.read_text("utf-8").splitlines())}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _sweep(folders: list[Path]) -> None:

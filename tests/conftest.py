@@ -1,0 +1,41 @@
+"""The base that ships with the repository, and nothing from the network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
+
+import copy  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
+
+from cnx.base import Base  # noqa: E402
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def tiny_conf() -> DictConfig:
+    """conf/base/tiny.yaml, its path made absolute."""
+    conf = OmegaConf.load(REPOSITORY / "conf" / "base" / "tiny.yaml")
+    assert isinstance(conf, DictConfig)
+    conf.path = str(REPOSITORY / conf.path)
+    return conf
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_conf: DictConfig) -> Base:
+    """The shipped base. Shared: not to be changed."""
+    return Base.load(tiny_conf.path)
+
+
+@pytest.fixture
+def own_tiny(tiny: Base) -> Base:
+    """A copy of the shipped base, which a test may change."""
+    return copy.deepcopy(tiny)

@@ -1,0 +1,152 @@
+import itertools
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cnx.data.folder import load_image, load_pair, read_folder
+from cnx.data.module import Batch, ControlData
+from cnx.data.split import digest, is_held_out
+from cnx.data.synthetic import Fill50K
+from cnx.errors import InputError
+
+
+@pytest.fixture
+def prepared(base):
+    """Gives a function that makes the data of a folder ready, with settings that suit a handful of items."""
+
+    def prepare(root: Path, **settings) -> ControlData:
+        settings = {"resolution": 16, "heldout": 0.2, "batch_size": 4, "cache": root.parent / "cache"} | settings
+        data = ControlData(root, **settings)
+        data.prepare(base, seed=7)
+        return data
+
+    return prepare
+
+
+def epoch(data: ControlData) -> list[Batch]:
+    return list(data.train_dataloader())
+
+
+def test_a_batch_holds_what_belongs_together(base, prepared, write_folder):
+    data = prepared(write_folder(30))
+    batch = epoch(data)[1]
+    assert isinstance(batch, Batch) and len(batch.index) == 4
+    for row, at in enumerate(batch.index.tolist()):
+        item = data.items[at]
+        control, target = (torch.from_numpy(image).permute(2, 0, 1) / 255 for image in load_pair(item, 16))
+        assert torch.equal(batch.control[row], control)
+        torch.testing.assert_close(batch.latents[row], base.encode_images(target[None])[0], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(batch.text[row], base.encode_text([item.prompt])[0], rtol=1e-3, atol=1e-4)
+    assert all(tensor.dtype == torch.float32 for tensor in (batch.latents, batch.text, batch.control))
+    torch.testing.assert_close(data.null_text, base.encode_text([""]), rtol=1e-3, atol=1e-4)
+
+
+def test_every_item_is_trained_on_or_held_out(prepared, write_folder):
+    data = prepared(write_folder(30))
+    trained = set(itertools.chain(*(batch.index.tolist() for batch in epoch(data))))
+    held = set(data.heldout(100).index)
+    assert trained | held == set(range(30)) and not trained & held and held
+    for item in data.items:
+        assert is_held_out(digest(item).target, 0.2) == (item in data.heldout_items) == (item not in data.train_items)
+
+
+def test_held_out_items_are_complete_and_fixed(base, prepared, write_folder):
+    data = prepared(write_folder(40, "whole"))
+    held = data.heldout(3)
+    for row, at in enumerate(held.index):
+        control, target = (torch.from_numpy(image).permute(2, 0, 1) / 255 for image in load_pair(data.items[at], 16))
+        assert held.prompts[row] == data.items[at].prompt
+        assert torch.equal(held.control[row], control) and torch.equal(held.target[row], target)
+        torch.testing.assert_close(held.latents[row], base.encode_images(target[None])[0], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(held.text[row], base.encode_text([held.prompts[row]])[0], rtol=1e-3, atol=1e-4)
+    shuffled = prepared(write_folder(40, "shuffled", seeds=list(range(40))[::-1])).heldout(3)
+    assert torch.equal(shuffled.target, held.target) and shuffled.prompts == held.prompts
+    everything = data.heldout(1000)
+    assert everything.index[:3] == held.index and len(everything.index) == len(data.heldout_items)
+
+
+def test_the_order_follows_the_seed_and_not_the_workers(base, prepared, write_folder):
+    data = prepared(write_folder(20))
+    order = [batch.index.tolist() for batch in epoch(data)]
+    data.num_workers = 1
+    assert [batch.index.tolist() for batch in epoch(data)] == order
+    data.prepare(base, seed=8)
+    assert [batch.index.tolist() for batch in epoch(data)] != order
+
+
+def test_beginning_a_pass_leaves_the_global_generator_alone(prepared, write_folder):
+    data = prepared(write_folder(12))
+    before = torch.get_rng_state()
+    next(iter(data.train_dataloader()))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_content_follows_the_content(prepared, write_folder):
+    here, there = write_folder(12, "here"), write_folder(12, "there")
+    other = write_folder(12, "other", seeds=[*range(11), 50])
+    same = prepared(here).content
+    assert prepared(there).content == same
+    assert prepared(other).content != same and prepared(here, limit=11).content != same
+
+
+def test_skipped_items_are_counted_listed_and_nowhere_used(prepared, write_folder, caplog):
+    root = write_folder(40)
+    (root / "target/3.png").unlink()
+    (root / "source/5.png").write_bytes(b"")
+    for at in range(10, 16):
+        path = root / "source" / f"{at}.png"
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match="target/3.png"):
+        prepared(root)
+    for _ in range(2):  # the second time from the cache
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            data = prepared(root, on_error="skip")
+        assert "Skipped 8 of 40" in caplog.text and "target/3.png" in caplog.text and "and 3 more" in caplog.text
+        assert caplog.text.count("\n  /") == 5 and len(data.skipped) == 8
+        bad = {"3.png", "5.png", *(f"{at}.png" for at in range(10, 16))}
+        used = [data.items[at] for batch in epoch(data) for at in batch.index.tolist()] + data.heldout_items
+        assert len(used) == 32 and not bad & {item.source.name for item in used}
+
+
+def test_a_split_with_nothing_on_one_side_names_counts_and_a_remedy_that_helps(prepared, write_folder):
+    root = write_folder(6)
+    with pytest.raises(InputError, match="0 held-out items of 6") as caught:
+        prepared(root, heldout=1e-6)
+    remedy = float(str(caught.value).split("use data.heldout=")[1].split()[0])
+    assert prepared(root, heldout=remedy).heldout_items
+    with pytest.raises(InputError, match="0 training items of 6"):
+        prepared(root, heldout=1 - 1e-9)
+    with pytest.raises(InputError, match="0 held-out items beside 6 training items"):
+        prepared(root, heldout=0).heldout(8)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"resolution": 100}, {"limit": 0}, {"on_error": "ignore"}, {"batch_size": 0}, {"heldout": 1.0}, {"heldout": -0.1}],
+)
+def test_a_wrong_setting_is_refused_by_its_name_before_anything_is_read(wrong):
+    (name, value), *_ = wrong.items()
+    with pytest.raises(InputError, match=f"data.{name}={value}"):
+        ControlData(**({"root": "nowhere", "resolution": 16} | wrong))
+
+
+def test_scenes_are_written_first_and_no_more_of_them_than_wanted(prepared, tmp_path):
+    scenes = Fill50K()
+    data = prepared(tmp_path / "circles", scenes=scenes, limit=20)
+    pairs = [scenes.draw(i, 16) for i in range(20)]
+    assert [item.prompt for item in data.items] == [pair.prompt for pair in pairs]
+    assert data.items == read_folder(tmp_path / "circles")
+    np.testing.assert_array_equal(load_image(data.items[4].target), pairs[4].target)
+
+
+def test_a_folder_without_prefixes_or_prompts_trains_too(prepared, write_folder):
+    root = write_folder(20)
+    lines = [{"source": f"{i}.png", "target": f"{i}.png", "prompt": ""} for i in range(20)]
+    (root / "prompt.json").write_text("\n".join(map(json.dumps, lines)))
+    data = prepared(root)
+    assert torch.equal(epoch(data)[0].text, data.null_text.expand(4, -1, -1))

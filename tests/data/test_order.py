@@ -1,0 +1,183 @@
+"""The order of batches, alone and under a real Trainer that is stopped and resumed."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch import Tensor, nn
+
+from cnx.data.module import Batch, ControlData
+from cnx.data.order import SeededBatches
+
+COUNT, BATCH = 22, 4  # 6 micro-batches in an epoch, the last of 2 items
+PER_EPOCH = 6
+
+
+def take(count: int, *args, done: int = 0, **kwargs) -> list[list[int]]:
+    """The first `count` micro-batches from number `done` on, over as many passes as that needs."""
+    position = done
+    batches: list[list[int]] = []
+    order = SeededBatches(*args, **kwargs, done=lambda: position)
+    while len(batches) < count:
+        for batch in order:
+            batches.append(batch)
+            position += 1
+    return batches[:count]
+
+
+def test_each_epoch_has_every_item_once_in_another_order():
+    batches = take(3 * PER_EPOCH, COUNT, BATCH, seed=0)
+    epochs = [list(itertools.chain(*batches[e * PER_EPOCH : (e + 1) * PER_EPOCH])) for e in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(COUNT))
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert [len(batch) for batch in batches[:PER_EPOCH]] == [4, 4, 4, 4, 4, 2]
+    assert len(SeededBatches(COUNT, BATCH, 0)) == PER_EPOCH
+
+
+def test_the_seed_decides_the_order():
+    assert take(8, COUNT, BATCH, seed=1) == take(8, COUNT, BATCH, seed=1)
+    assert take(8, COUNT, BATCH, seed=1) != take(8, COUNT, BATCH, seed=2)
+
+
+@pytest.mark.parametrize("done", [1, 5, 6, 7, 12, 17])
+def test_beginning_later_gives_what_would_have_come(done):
+    assert len(list(SeededBatches(COUNT, BATCH, 3, done=lambda: done))) == PER_EPOCH  # as len() promises
+    assert take(9, COUNT, BATCH, seed=3, done=done) == take(done + 9, COUNT, BATCH, seed=3)[done:]
+
+
+@pytest.mark.parametrize(("count", "world"), [(22, 2), (23, 2), (22, 3), (2, 4)])
+def test_ranks_share_an_epoch_in_equal_numbers_of_batches(count, world):
+    ranks = [list(SeededBatches(count, BATCH, 0, rank, world)) for rank in range(world)]
+    assert len({len(batches) for batches in ranks}) == 1 and len(ranks[0]) == len(
+        SeededBatches(count, BATCH, 0, 0, world)
+    )
+    drawn = [index for batches in ranks for batch in batches for index in batch]
+    assert set(drawn) == set(range(count))
+    assert len(drawn) < count + world  # padded up to the next multiple of world, no further
+
+
+@pytest.fixture
+def data(base, write_folder, tmp_path) -> ControlData:
+    data = ControlData(write_folder(COUNT, side=8), 8, batch_size=BATCH, heldout=0, cache=tmp_path / "cache")
+    data.prepare(base, seed=5)
+    return data
+
+
+class Toy(LightningModule):
+    """A linear model that draws noise in each step and writes down which items it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 1)
+        self.seen: list[list[int]] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.seen.append(batch.index.tolist())
+        torch.manual_seed(int(self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()["total"]["ready"]))
+        return ((self.layer(batch.latents.flatten(1)) - torch.rand(len(batch.index), 1)) ** 2).mean()
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.05)
+
+
+class StopAfter(Callback):
+    """Ends a run after some micro-batches, as Ctrl-C does."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        assert isinstance(pl_module, Toy)
+        if len(pl_module.seen) == self.batches:
+            trainer.should_stop = True
+
+
+def fit(
+    data: ControlData,
+    length: dict[str, Any],
+    resume: Path | None = None,
+    callbacks: list[Callback] | None = None,
+    accumulate: int = 1,
+) -> Toy:
+    model = Toy()
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=bool(callbacks),
+        callbacks=callbacks,
+        use_distributed_sampler=False,
+        accumulate_grad_batches=accumulate,
+        **length,
+    )
+    trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=False)
+    return model
+
+
+LENGTHS = [{"max_epochs": 3}, {"max_steps": 18, "max_epochs": -1}]
+
+
+def assert_same(resumed: Toy, whole: Toy, done: int) -> None:
+    assert resumed.seen == whole.seen[done:]
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("by", ["max_epochs", "max_steps"])
+@pytest.mark.parametrize("accumulate", [1, 2, 4])  # with 4, the second step of an epoch has 2 micro-batches
+def test_resuming_after_a_step_is_the_same_as_never_stopping(data, tmp_path, by, accumulate):
+    """Checkpoints written after an optimizer step: in the middle of an epoch, and after its last micro-batch."""
+    per_epoch = math.ceil(PER_EPOCH / accumulate)
+    length = {"max_epochs": 3} if by == "max_epochs" else {"max_steps": 3 * per_epoch, "max_epochs": -1}
+    saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    whole = fit(data, length, callbacks=[saver], accumulate=accumulate)
+    assert len(whole.seen) == 3 * PER_EPOCH
+    for step in (1, per_epoch, per_epoch + 1, 2 * per_epoch, 3 * per_epoch - 1):
+        epochs, steps = divmod(step, per_epoch)
+        resumed = fit(data, length, tmp_path / f"step={step}.ckpt", accumulate=accumulate)
+        assert_same(resumed, whole, epochs * PER_EPOCH + steps * accumulate)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("length", LENGTHS, ids=["max_epochs", "max_steps"])
+def test_resuming_from_the_end_of_an_epoch(data, tmp_path, length):
+    """The checkpoint that Lightning writes after the last batch's hooks, when the epoch is over."""
+    saver = ModelCheckpoint(tmp_path, "{epoch}", save_on_train_epoch_end=True, every_n_epochs=1, save_top_k=-1)
+    whole = fit(data, length, callbacks=[saver])
+    for epoch in (0, 1):
+        assert_same(fit(data, length, tmp_path / f"epoch={epoch}.ckpt"), whole, (epoch + 1) * PER_EPOCH)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("batches", [3, 6, 8])
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(data, tmp_path, batches):
+    """Stopped and saved, resumed and stopped again, resumed to the end."""
+    whole = fit(data, LENGTHS[1])
+    parts: list[Toy] = []
+    seen: list[list[int]] = []
+    resume = None
+    while len(seen) < len(whole.seen):
+        saver = ModelCheckpoint(tmp_path / str(len(parts)), "last", every_n_train_steps=1)
+        parts.append(fit(data, LENGTHS[1], resume, [StopAfter(batches), saver]))
+        seen += parts[-1].seen
+        resume = Path(saver.best_model_path)
+    assert len(parts) > 2 and seen == whole.seen
+    assert torch.equal(parts[-1].layer.weight, whole.layer.weight)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_workers_that_read_ahead_do_not_change_the_order(data, tmp_path):
+    saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=8, save_top_k=-1)
+    whole = fit(data, LENGTHS[0], callbacks=[saver])
+    data.num_workers = 1
+    assert fit(data, LENGTHS[0]).seen == whole.seen
+    assert_same(fit(data, LENGTHS[0], tmp_path / "step=8.ckpt"), whole, 8)
