@@ -23,7 +23,7 @@ def wandb_logger(folder: Path, name: str, project: str, group: str | None, confi
         group=group,
         dir=folder,
         config=config,
-        settings=wandb.Settings(silent=True, **({"mode": "offline"} if offline else {})),
+        settings=wandb.Settings(silent=True, mode="offline") if offline else wandb.Settings(silent=True),
     )
     run.define_metric("*", step_metric="optimizer_step")
     if offline:

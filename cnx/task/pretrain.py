@@ -114,7 +114,8 @@ class TrainTextToImage(LightningModule):
         dropped = torch.rand(len(prompts)) < self.dropout
         prompts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)]
         eps = torch.randn_like(x_0)
-        t = torch.randint(self.base.scheduler.config.num_train_timesteps, (len(x_0),), device=x_0.device)
+        steps = self.base.scheduler.config["num_train_timesteps"]
+        t: Any = torch.randint(steps, (len(x_0),), device=x_0.device)
         x_t = self.base.scheduler.add_noise(x_0, eps, t)
         x_t = x_t.contiguous(memory_format=torch.channels_last)
         predicted = self.base.unet(x_t, t, self.base.encode_text(prompts)).sample.float()
@@ -156,7 +157,9 @@ class LastLoss(Callback):
     def __init__(self) -> None:
         self.losses: deque[float] = deque(maxlen=200)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.losses.append(outputs["loss"].item())
 
     @property
@@ -172,7 +175,7 @@ def train_vae(cfg: DictConfig, pictures: UInt8[Tensor, "n 3 h w"], prompts: list
     loss = fit(cfg, stage, Draws(pictures, prompts, training.batch_size, cfg.seed), training.max_steps)
     sample = pictures[:: max(1, len(pictures) // 512)]
     with torch.no_grad():
-        means = [vae.encode(chunk.float() / 127.5 - 1).latent_dist.mean for chunk in sample.split(32)]
+        means = [vae.encode(chunk.float() / 127.5 - 1, return_dict=False)[0].mean for chunk in sample.split(32)]
     vae.register_to_config(scaling_factor=round(1 / torch.cat(means).std().item(), 5))
     return vae, loss
 

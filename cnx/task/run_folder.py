@@ -3,6 +3,7 @@
 import re
 import subprocess
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -18,15 +19,13 @@ def new_run_folder(cfg: DictConfig) -> Path:
     """
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     name = "-".join([stamp, *_overrides()])
-    for attempt in range(100):  # runs of a sweep may begin in the same second
-        folder = Path(cfg.runs) / cfg.name / (name if attempt == 0 else f"{name}-{attempt}")
+    folder = Path(cfg.runs) / cfg.name / name
+    for again in count(1):  # runs of a sweep may begin in the same second
         try:
             folder.mkdir(parents=True)
             break
         except FileExistsError:
-            continue
-    else:
-        raise InputError(f"{folder}: exists, and so do 99 like it; set runs=<another folder>")
+            folder = folder.with_name(f"{name}-{again}")
     OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     return folder
 

@@ -51,6 +51,7 @@ def run(cfg: DictConfig) -> None:
         null_text=data.null_text,
         prompt_dropout=cfg.prompt_dropout,
         seed=cfg.seed,
+        log_every_n_steps=cfg.trainer.log_every_n_steps,
         began=began,
     )
     table = MetricsCSV(folder)

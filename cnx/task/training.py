@@ -32,11 +32,13 @@ class Training(LightningModule):
         null_text: Float[Tensor, "1 n d"],
         prompt_dropout: float,
         seed: int,
+        log_every_n_steps: int,
         began: float | None = None,
     ) -> None:
         super().__init__()
         self.model, self.objective, self.optimizer = model, objective, optimizer
         self.prompt_dropout, self.seed = prompt_dropout, seed
+        self.log_every_n_steps = log_every_n_steps
         self.register_buffer("null_text", null_text, persistent=False)
         self.null_text: Float[Tensor, "1 n d"]
         self.strict_loading = False  # checkpoints leave out the base
@@ -81,7 +83,7 @@ class Training(LightningModule):
 
     def _row_due(self) -> bool:
         stepped = self.micro_batch % self.trainer.accumulate_grad_batches == 0
-        return stepped and self.global_step % self.trainer.log_every_n_steps == 0
+        return stepped and self.global_step % self.log_every_n_steps == 0
 
     def clocks(self) -> dict[str, int]:
         """The three clocks that every row carries."""

@@ -81,7 +81,8 @@ def gap(colour: Colour, sky: tuple[float, float]) -> float:
 
 
 def _scale(colour: Colour, by: float) -> Colour:
-    return tuple(min(255, round(c * by)) for c in colour)
+    red, green, blue = (min(255, round(c * by)) for c in colour)
+    return red, green, blue
 
 
 @lru_cache
@@ -203,16 +204,17 @@ def _flock(rng: np.random.Generator, backdrop: Backdrop) -> tuple[Bird, ...]:
     low, high = {1: (0.52, 0.75), 2: (0.38, 0.5), 3: (0.32, 0.4)}[number]
     shapes = []
     for _ in range(number):
-        for _ in range(4):
-            pose = Pose(
-                species, _beat(rng, soaring), *(mean + rng.uniform(-1, 1, 3) * (0.12, 0.08, 0.12)).tolist(), mirror
-            )
+        for attempt in range(4):
+            beat = _beat(rng, soaring)
+            yaw, elevation, roll = (mean + rng.uniform(-1, 1, 3) * np.array((0.12, 0.08, 0.12))).tolist()
+            pose = Pose(species, beat, yaw, elevation, roll, mirror)
             shape = parts(pose)
             points = np.concatenate([part.outline for part in shape])
             least, most = points.min(0), points.max(0)
-            if _area(shape) > SLENDER * (most - least).max() ** 2:  # else seen edge-on: look again
+            # Seen edge-on, it is drawn again.
+            if attempt == 3 or _area(shape) > SLENDER * (most - least).max() ** 2:
+                shapes.append((pose, shape, (least + most) / 2, (most - least) / 2, rng.uniform(low, high)))
                 break
-        shapes.append((pose, shape, (least + most) / 2, (most - least) / 2, rng.uniform(low, high)))
     return _place(rng, backdrop, shapes)
 
 
