@@ -30,6 +30,11 @@ def new_run_folder(cfg: DictConfig) -> Path:
     return folder
 
 
+def given_overrides() -> list[str]:
+    """What the command line gives, as it was typed."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
 def note_choices(cfg: DictConfig) -> None:
     """Set `cfg.choices` to the option that was taken of each group, {"base": "tiny", ...}, as Hydra composed it."""
     taken = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
@@ -41,8 +46,7 @@ def _overrides() -> list[str]:
 
     Without `=` and `,`, which Hydra's grammar would not take unquoted in `resume=<run folder>`.
     """
-    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    pairs = [override.lstrip("+~").partition("=") for override in given]
+    pairs = [override.lstrip("+~").partition("=") for override in given_overrides()]
     named = [f"{key.split('.')[-1]}-{value}" for key, _, value in pairs if key not in ("experiment", "runs", "logger")]
     return ["_".join(re.sub(r"[^\w.-]+", "-", name).strip("-") for name in named)[:80]] if named else []
 
@@ -63,7 +67,7 @@ def override_config(cfg: DictConfig, folder: Path, but: tuple[str, ...]) -> Dict
     `but` are the calling task's own keys. Raises InputError for a key that the run does not have, and for a group or
     an experiment: a run keeps what it was made of.
     """
-    for override in HydraConfig.get().overrides.task if HydraConfig.initialized() else []:
+    for override in given_overrides():
         key, _, value = override.partition("=")
         if key in but:
             continue
