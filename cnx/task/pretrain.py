@@ -72,8 +72,9 @@ def edges(images: Float[Tensor, "b 3 h w"]) -> Iterator[Float[Tensor, "b 3 h w"]
 class TrainVAE(LightningModule):
     """An autoencoder on pictures: L1, L2 for colours, an L1 on differences for sharp edges, and a small KL term.
 
-    Without the L2, edges come at the price of colours: a red bird of the right outline is brown. The perceptual and adversarial terms of latent diffusion are left out: they need networks trained elsewhere, and flat, clean
-    drawings do without.
+    Without the L2, edges come at the price of colours: a red bird of the right outline is brown. The perceptual and
+    adversarial terms of latent diffusion are left out: they need networks trained elsewhere, and flat, clean drawings
+    do without.
     """
 
     def __init__(

@@ -191,7 +191,7 @@ def paint(backdrop: Backdrop, side: int) -> UInt8[np.ndarray, "h w 3"]:
     if backdrop.ground == "sea":
         top = round(backdrop.horizon * side)
         canvas[top:] = _fade(mood.sea, (np.arange(side - top) + 0.5) / (side - top))[:, None]
-        shine = tuple(int(c + 0.45 * (d - c)) for c, d in zip(mood.sea[0], mood.cloud, strict=True))
+        red, green, blue = (int(c + 0.45 * (d - c)) for c, d in zip(mood.sea[0], mood.cloud, strict=True))
         swell = np.zeros((SOFT, SOFT), np.uint8)
         for x, y, half in backdrop.waves:
             centre, axes = (
@@ -201,7 +201,7 @@ def paint(backdrop: Backdrop, side: int) -> UInt8[np.ndarray, "h w 3"]:
             cv2.ellipse(swell, centre, axes, 0, 0, 360, 255, -1, cv2.LINE_AA, SHIFT)
         swell = cv2.GaussianBlur(swell, (0, 0), 0.8)
         swell[: round(backdrop.horizon * SOFT) + 1] = 0
-        _blend(canvas, swell, shine, 130)
+        _blend(canvas, swell, (red, green, blue), 130)
     for ridge, colour in zip(backdrop.ridges, mood.hills, strict=False):
         x = np.linspace(0, 1, len(ridge))
         outline = np.concatenate(
