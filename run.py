@@ -32,7 +32,7 @@ def fast_precision() -> str:
     import torch
 
     if torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
 
 
@@ -74,6 +74,8 @@ def execute(cfg: DictConfig) -> None:
         if not isinstance(error.__cause__, InputError):
             raise
         sys.exit(f"cnx: {error.__cause__}")
+    except KeyboardInterrupt:
+        sys.exit("cnx: stopped")
     except MissingMandatoryValue as error:
         sys.exit(f"cnx: {error.full_key} must be given: {error.full_key}=...")
 

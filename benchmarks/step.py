@@ -151,7 +151,7 @@ def measure(overrides: list[str]) -> Measured:
     warnings.filterwarnings("ignore")
     cfg = read(overrides)
     seed_everything(cfg.seed, verbose=False)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         cfg.data.cache, cfg.data.heldout = f"{folder}/cache", 0
         if "scenes" in cfg.data:
             cfg.data.root = f"{folder}/pictures"

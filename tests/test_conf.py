@@ -1,10 +1,11 @@
 """Every YAML file composes, and no experiment sets a key that does not exist."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 import run  # mounts experiments/
@@ -36,9 +37,18 @@ def test_every_option_composes_and_its_interpolations_resolve(option: str) -> No
     OmegaConf.resolve(cfg)
 
 
-@pytest.mark.parametrize("option", [option for option in OPTIONS if option.split("=")[0] in ("init", "condition")])
-def test_what_an_option_names_can_be_made(option: str) -> None:
-    assert callable(instantiate(composed(option)[option.split("=")[0]]))
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_target_that_an_option_names_is_there(option: str) -> None:
+    def targets(node: object) -> Iterator[str]:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                if key == "_target_":
+                    yield value
+                yield from targets(value)
+
+    cfg = OmegaConf.load(REPOSITORY / "conf" / "{}/{}.yaml".format(*option.split("=")))
+    for target in targets(OmegaConf.to_container(cfg)):
+        assert callable(get_object(target)), target
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

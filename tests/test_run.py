@@ -16,7 +16,7 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from lightning import Callback
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -85,9 +85,10 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def measured(folder: Path) -> set[tuple[str, str, str]]:
+def measured(folder: Path) -> list[tuple[str, str, str]]:
     """(optimizer step, metric, value) of every cell; a probe put off by Ctrl-C may stand in another row."""
-    return {(row["optimizer_step"], name, cell) for row in rows(folder) for name, cell in row.items() if cell}
+    return sorted((row["optimizer_step"], name, cell) for row in rows(folder) for name, cell in row.items()
+                  if cell and name not in ("optimizer_step", "micro_batch", "samples_seen"))  # fmt: skip
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -163,7 +164,12 @@ def test_resuming_equals_never_stopping(
 def test_a_finished_run_goes_on_to_more_steps_as_if_it_had_been_asked_for_them_first() -> None:
     whole = launch("trainer.max_steps=12", *SMALL)
     shorter = launch("trainer.max_steps=5", *SMALL)
+    with pytest.raises(SystemExit, match="finished at step 5"):
+        launch(f"resume={shorter}")
+    with pytest.raises(SystemExit, match="optimizer.lr=1: a resumed run keeps its own"):
+        launch(f"resume={shorter}", "optimizer.lr=1")
     launch(f"resume={shorter}", "trainer.max_steps=12")
+    assert OmegaConf.load(shorter / "config.yaml")["trainer"]["max_steps"] == 12
     assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(shorter).values(), strict=True))
 
 
@@ -226,6 +232,7 @@ BAD_INPUT = {
     "line_that_does_not_parse": (["data=folder", "data.root=broken"], "prompt.json:2"),
     "truncated_image": (["data=folder", "data.root=truncated", "data.heldout=0.5"], "b.png"),
     "sizes_that_differ": (["data=folder", "data.root=unequal", "data.heldout=0.5"], "64x64"),
+    "nothing_held_out": (["data=folder", "data.root=fine", "data.heldout=0"], "data.heldout"),
     "root_not_given": (["data=folder"], "data.root"),
     "sample_without_run": (["task=sample"], "run must be given"),
     "sample_of_a_run_that_is_none": (["task=sample", "run=empty", "control=x.png"], "no run folder"),
@@ -244,6 +251,7 @@ def test_bad_input_gets_one_clear_line_and_leaves_nothing_behind(
     truncated = small_folder(Path("truncated")) / "target" / "b.png"
     truncated.write_bytes(truncated.read_bytes()[:-40])
     Image.new("RGB", (64, 64)).save(small_folder(Path("unequal")) / "source" / "b.png")
+    small_folder(Path("fine"))
     before = sorted(Path().rglob("*"))
 
     overrides, named = BAD_INPUT[mistake]
@@ -262,9 +270,16 @@ def test_the_command_line_ends_with_status_1_and_one_line_or_hydras_own_message(
         assert result.returncode == 1 and unknown.split("=")[0] in result.stderr and "Traceback" not in result.stderr
 
 
+def test_multirun_runs_one_job_after_another() -> None:
+    result = cli("-m", "init=scratch,sd_copy", "name=ablation", "trainer.max_steps=1", *SMALL)
+    assert result.returncode == 0, result.stderr
+    summaries = [json.loads(file.read_text()) for file in Path("runs/ablation").glob("*/summary.json")]
+    assert sorted(summary["init"] for summary in summaries) == ["scratch", "sd_copy"]
+
+
 def test_help_names_every_group_and_option() -> None:
     page = cli("--help").stdout
+    listed = dict(line.split(": ") for line in page.splitlines() if line.count(": ") == 1)
     for file in (REPOSITORY / "conf").glob("*/*.yaml"):
-        if file.parent.name != "help":
-            assert f"{file.parent.name}: " in page and file.stem in page
-    assert all(experiment in page for experiment in EXPERIMENTS)
+        assert file.stem in listed[file.parent.name].split(", ")
+    assert listed["experiment"].split(", ") == EXPERIMENTS

@@ -155,8 +155,10 @@ def _read_pipeline(path: str) -> StableDiffusionPipeline:
             requires_safety_checker=False,
         )
     except Exception as error:  # diffusers, hub and safetensors each raise their own kinds
+        reason = " ".join(str(error).split())[:200]
         if folder is None:
             remedy = "give a local folder in diffusers format, or load it once with a network so that it is cached"
-            raise InputError(f"base.path={path}: no folder here, and the hub cannot be reached; {remedy}") from error
-        reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"base.path={path}: no folder here, and not to be had from the hub; {remedy} ({reason})"
+            ) from error
         raise InputError(f"base.path={path}: {folder} cannot be loaded ({reason}); fetch or make it again") from error

@@ -41,6 +41,9 @@ class Interrupt(Callback):
     ) -> None:
         if trainer.global_step == self._step:
             return  # a micro-batch inside an optimizer step
+        if trainer.global_step == trainer.max_steps:
+            self.interrupted = False  # the run is through: let it end as it does
+            return
         if trainer.strategy.reduce_boolean_decision(self.interrupted, all=False):
             self.interrupted = True
             trainer.should_stop = True

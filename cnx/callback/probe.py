@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import rich
 import torch
+import wandb
 from jaxtyping import Float, Int, UInt8
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
@@ -281,8 +282,6 @@ class Probe(Callback):
         _log(trainer, run, {f"control_fidelity/{name}": value for name, value in row.items()})
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                import wandb  # here: it is slow to import, and most runs on a laptop have no logger that needs it
-
                 # With the clocks in the same row, so that any of them can be the axis; log_image would leave them out.
                 image = wandb.Image(grid, caption=line)
                 logger.log_metrics(cast(Any, {"samples": image, **run.clocks()}), step=step)

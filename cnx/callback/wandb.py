@@ -1,6 +1,7 @@
 """Weights & Biases, without asking anything of who has no account."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ def wandb_logger(folder: Path, name: str, project: str, group: str | None, confi
     """
     mode = os.environ.get("WANDB_MODE", "")
     offline = mode != "disabled" and (mode == "offline" or not _logged_in())
-    run = wandb.init(
-        project=project,
-        name=name,
-        group=group,
-        dir=folder,
-        config=config,
-        settings=wandb.Settings(silent=True, mode="offline") if offline else wandb.Settings(silent=True),
-    )
+    begin = partial(wandb.init, project=project, name=name, group=group, dir=folder, config=config)
+    if not offline:
+        try:
+            run = begin(settings=wandb.Settings(silent=True, init_timeout=30))
+        except wandb.errors.Error:  # logged in, but without a network
+            offline = True
+    if offline:
+        run = begin(settings=wandb.Settings(silent=True, mode="offline"))
     run.define_metric("*", step_metric="optimizer_step")
     if offline:
         rich.get_console().print(f"wandb: offline; to upload later: wandb sync {Path(run.dir).parent}", soft_wrap=True)

@@ -1,7 +1,6 @@
 """From a folder of images to training batches and held-out items."""
 
 import hashlib
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import rich
 import torch
 from jaxtyping import Float, Int, UInt8
 from lightning.pytorch import LightningDataModule
@@ -24,8 +24,6 @@ from cnx.errors import InputError
 
 if TYPE_CHECKING:
     from cnx.base import Base
-
-log = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
@@ -172,7 +170,12 @@ class ControlData(LightningDataModule):
         self.null_text: Float[Tensor, "1 n d"] = text[[row_of[""]]]
         self.content = hashlib.sha256("".join(digest.item for digest in digests).encode()).hexdigest()
         if skipped:
-            log.warning("Skipped %d of %d items of %s:%s", len(skipped), len(listed), folder, _shorten(skipped))
+            # On the terminal whatever the logging is set to: who asked to skip wants to know what.
+            console = rich.get_console()
+            console.print(f"Skipped {len(skipped)} of {len(listed)} items of {folder}:", markup=False, soft_wrap=True)
+            more = [f"and {len(skipped) - 5} more, listed in the run folder's skipped.txt"] if len(skipped) > 5 else []
+            for line in [*skipped[:5], *more]:
+                console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 
     def _check_split(self, folder: Path, digests: Sequence[Digest]) -> None:
         held = sum(is_held_out(digest.target, self.fraction) for digest in digests)
@@ -243,8 +246,3 @@ class ControlData(LightningDataModule):
 def to_tensor(image: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:
     """Turn an 8-bit image into float32 in [0, 1], channels first."""
     return torch.tensor(image).permute(2, 0, 1).float() / 255
-
-
-def _shorten(reasons: Sequence[str]) -> str:
-    more = [f"and {len(reasons) - 5} more"] if len(reasons) > 5 else []
-    return "".join(f"\n  {line}" for line in [*reasons[:5], *more])

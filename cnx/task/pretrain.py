@@ -32,7 +32,8 @@ from transformers import CLIPTextModel
 
 from cnx.base import Base, train_tokenizer
 from cnx.callback.progress import RunProgress
-from cnx.data.folder import Item, load_pair, read_folder
+from cnx.data.folder import Item, load_image, read_folder
+from cnx.data.folder import fit as fit_square
 from cnx.data.split import digest_all, is_held_out
 from cnx.data.synthetic import generate
 from cnx.errors import InputError
@@ -102,12 +103,17 @@ class TrainVAE(LightningModule):
 
 
 class TrainTextToImage(LightningModule):
-    """Text encoder and UNet together on cached latents, with prompts dropped so that guidance works."""
+    """Text encoder and UNet together on cached latents, with prompts dropped so that guidance works.
 
-    def __init__(self, base: Base, learning_rate: float, dropout: float) -> None:
+    At SD's last timesteps a small latent's mean still shows through the noise, so that a UNet would read colours from it
+    instead of from the prompt, and sample at random. `noise_offset` hides it: noise with a little of the same
+    for a whole channel (N. Guttenberg, Diffusion with offset noise, 2023).
+    """
+
+    def __init__(self, base: Base, learning_rate: float, dropout: float, noise_offset: float) -> None:
         super().__init__()
         self.base = base
-        self.learning_rate, self.dropout = learning_rate, dropout
+        self.learning_rate, self.dropout, self.noise_offset = learning_rate, dropout, noise_offset
         base.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         for part in (base.unet, base.text_encoder):
             part.requires_grad_(True).train()
@@ -116,7 +122,7 @@ class TrainTextToImage(LightningModule):
         x_0, prompts = batch
         dropped = torch.rand(len(prompts)) < self.dropout
         prompts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)]
-        eps = torch.randn_like(x_0)
+        eps = torch.randn_like(x_0) + self.noise_offset * torch.randn_like(x_0[:, :, :1, :1])
         steps = self.base.scheduler.config["num_train_timesteps"]
         t: Any = torch.randint(steps, (len(x_0),), device=x_0.device)
         x_t = self.base.scheduler.add_noise(x_0, eps, t)
@@ -134,7 +140,7 @@ class TrainTextToImage(LightningModule):
 def read_pictures(items: list[Item], resolution: int) -> tuple[UInt8[Tensor, "n 3 h w"], list[str]]:
     """The items' images and prompts, all in memory."""
     with ThreadPoolExecutor() as pool:
-        pictures = list(pool.map(lambda item: load_pair(item, resolution)[1], items))
+        pictures = list(pool.map(lambda item: fit_square(load_image(item.target), resolution), items))
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), [item.prompt for item in items]
 
 
@@ -172,8 +178,6 @@ class LastLoss(Callback):
 def train_vae(cfg: DictConfig, pictures: UInt8[Tensor, "n 3 h w"], prompts: list[str]) -> tuple[AutoencoderKL, float]:
     """The first stage: an autoencoder whose scaling factor brings its latents to unit variance; and its final loss."""
     vae: AutoencoderKL = instantiate(cfg.vae, _convert_="all")
-    if cfg.vae_from:
-        vae.load_state_dict(AutoencoderKL.from_pretrained(cfg.vae_from).state_dict())
     training = cfg.vae_training
     stage = TrainVAE(vae, training.learning_rate, training.l2_weight, training.edge_weight, training.kl_weight)
     loss = fit(cfg, stage, Draws(pictures, prompts, training.batch_size, cfg.seed), training.max_steps)
@@ -188,6 +192,18 @@ def train_text_to_image(
     cfg: DictConfig, vae: AutoencoderKL, pictures: UInt8[Tensor, "n 3 h w"], prompts: list[str]
 ) -> tuple[Base, float]:
     """The second stage: a text encoder with a vocabulary of these prompts and a UNet on the VAE's latents."""
+    base = new_base(cfg, vae, prompts) if cfg.start_from is None else Base.load(cfg.start_from)
+    with torch.no_grad():
+        latents = torch.cat([base.encode_images(chunk.float() / 255) for chunk in pictures.split(64)])
+    training = cfg.unet_training
+    stage = TrainTextToImage(base, training.learning_rate, training.prompt_dropout, training.noise_offset)
+    loss = fit(cfg, stage, Draws(latents, prompts, training.batch_size, cfg.seed), training.max_steps)
+    base.requires_grad_(False).eval()
+    return base, loss
+
+
+def new_base(cfg: DictConfig, vae: AutoencoderKL, prompts: list[str]) -> Base:
+    """A base around a trained VAE: random text encoder and UNet, and a tokenizer that knows the words of `prompts`."""
     tokenizer = train_tokenizer({*prompts, cfg.default_prompt}, cfg.text_encoder.max_position_embeddings)
     shape = instantiate(
         cfg.text_encoder,
@@ -197,20 +213,13 @@ def train_text_to_image(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    base = Base(
+    return Base(
         vae=vae,
         text_encoder=CLIPTextModel(shape),
         tokenizer=tokenizer,
         unet=instantiate(cfg.unet, _convert_="all"),
         scheduler=instantiate(cfg.scheduler, _convert_="all"),
     )
-    with torch.no_grad():
-        latents = torch.cat([base.encode_images(chunk.float() / 255) for chunk in pictures.split(64)])
-    training = cfg.unet_training
-    stage = TrainTextToImage(base, training.learning_rate, training.prompt_dropout)
-    loss = fit(cfg, stage, Draws(latents, prompts, training.batch_size, cfg.seed), training.max_steps)
-    base.requires_grad_(False).eval()
-    return base, loss
 
 
 def run(cfg: DictConfig) -> None:
@@ -229,8 +238,11 @@ def run(cfg: DictConfig) -> None:
     pictures, prompts = read_pictures(train, cfg.resolution)
 
     run_folder = new_run_folder(cfg)
-    vae, vae_loss = train_vae(cfg, pictures, prompts)
-    vae.save_pretrained(run_folder / "vae")  # for vae_from, should the second stage fail
+    if cfg.start_from is None:
+        vae, vae_loss = train_vae(cfg, pictures, prompts)
+        vae.save_pretrained(run_folder / "vae")
+    else:
+        vae, vae_loss = Base.load(cfg.start_from).vae, "as it was"
     base, unet_loss = train_text_to_image(cfg, vae, pictures, prompts)
     folder = run_folder / "base"
     base.save(folder)

@@ -1,6 +1,8 @@
 """The folder that a run leaves behind: runs/<experiment>/<time>[-overrides]/ (DESIGN: contracts)."""
 
+import os
 import re
+import shutil
 import subprocess
 from datetime import datetime
 from itertools import count
@@ -11,12 +13,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from cnx.errors import InputError
 
+# Where rank zero tells the processes that Lightning starts for the other devices which folder is the run's.
+RUN_FOLDER = "CNX_RUN_FOLDER"
+
 
 def new_run_folder(cfg: DictConfig) -> Path:
     """Make the run's folder, with the resolved configuration in config.yaml.
 
     Called when the input has proved good, so that a mistake leaves nothing behind.
     """
+    if "LOCAL_RANK" in os.environ and RUN_FOLDER in os.environ:
+        return Path(os.environ[RUN_FOLDER])  # the process of rank zero has made it
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     name = "-".join([stamp, *_overrides()])
     folder = Path(cfg.runs) / cfg.name / name
@@ -26,8 +33,16 @@ def new_run_folder(cfg: DictConfig) -> Path:
             break
         except FileExistsError:
             folder = folder.with_name(f"{name}-{again}")
-    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    save_config(cfg, folder)
+    os.environ[RUN_FOLDER] = str(folder)
     return folder
+
+
+def save_config(cfg: DictConfig, folder: Path) -> None:
+    """Write the resolved configuration to the run's config.yaml, whole or not at all."""
+    part = folder / "config.yaml.part"
+    OmegaConf.save(cfg, part, resolve=True)
+    os.replace(part, folder / "config.yaml")
 
 
 def given_overrides() -> list[str]:
@@ -48,7 +63,7 @@ def _overrides() -> list[str]:
     """
     pairs = [override.lstrip("+~").partition("=") for override in given_overrides()]
     named = [f"{key.split('.')[-1]}-{value}" for key, _, value in pairs if key not in ("experiment", "runs", "logger")]
-    return ["_".join(re.sub(r"[^\w.-]+", "-", name).strip("-") for name in named)[:80]] if named else []
+    return ["_".join(re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-") for name in named)[:80]] if named else []
 
 
 def read_config(folder: Path) -> DictConfig:
@@ -68,19 +83,22 @@ def override_config(cfg: DictConfig, folder: Path, but: tuple[str, ...]) -> Dict
     an experiment: a run keeps what it was made of.
     """
     for override in given_overrides():
-        key, _, value = override.partition("=")
+        key, _, value = override.lstrip("+").partition("=")
         if key in but:
             continue
         if key == "experiment" or key in cfg.choices:
             raise InputError(f"{override}: the run {folder} keeps its own {key}; leave it out, or start a new run")
-        if OmegaConf.select(cfg, key, default=cfg) is cfg:
+        new = OmegaConf.select(cfg, key, default=cfg) is cfg
+        if new and not key.startswith("trainer."):  # lightning.Trainer takes more than our YAML lists
             raise InputError(f"{override}: {folder / 'config.yaml'} has no such key")
-        OmegaConf.update(cfg, key, OmegaConf.create(f"value: {value}").value)
+        OmegaConf.update(cfg, key, OmegaConf.create(f"value: {value}").value, force_add=True)
     return cfg
 
 
 def git_commit() -> str | None:
     """The commit of the working tree that this package is in, with "-dirty" after local changes; None outside git."""
+    if shutil.which("git") is None:
+        return None
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--match", "", "--exclude", "*"]
     found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
     return found.stdout.strip() or None if found.returncode == 0 else None

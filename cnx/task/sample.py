@@ -23,13 +23,15 @@ OWN_KEYS = ("task", "run", "control", "prompt", "negative_prompt", "strength", "
 def run(cfg: DictConfig) -> None:
     """Draw `cfg.prompt` under the control map `cfg.control` with the run `cfg.run`, and write a PNG.
 
-    For the same seed it is the picture that diffusers' StableDiffusionControlNetPipeline draws from the run's
-    `controlnet/` and its base. Raises InputError for a folder that is no finished run or a map that is no image.
+    For the same seed it is the picture that diffusers' StableDiffusionControlNetPipeline draws, with a DDIMScheduler,
+    from the run's `controlnet/` and its base. Raises InputError for a folder that is no finished run and for a map that
+    is no image.
     """
     folder = Path(cfg.run)
-    trained = override_config(read_config(folder), folder, but=OWN_KEYS)
+    trained = read_config(folder)
     if not (folder / "controlnet").is_dir():
         raise InputError(f"{folder}: no controlnet/ there yet; finish the run with python run.py resume={folder}")
+    trained = override_config(trained, folder, but=OWN_KEYS)
     size = trained.data.resolution
     control = to_tensor(fit(load_image(cfg.control, BEHIND_MAP), size))[None]
 

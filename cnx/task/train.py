@@ -3,25 +3,36 @@
 import json
 import os
 import platform
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import rich
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from cnx.base import Base
-from cnx.callback import Interrupt, MetricsCSV, Probe, RunProgress
+from cnx.callback import MetricsCSV, Probe, RunProgress
 from cnx.data.module import ControlData
 from cnx.errors import InputError
 from cnx.metric import find_convergence
 from cnx.model import Full
 from cnx.report import grid_over_time
-from cnx.task.run_folder import git_commit, new_run_folder, note_choices, override_config, read_config
+from cnx.task.run_folder import (
+    git_commit,
+    given_overrides,
+    new_run_folder,
+    note_choices,
+    override_config,
+    read_config,
+    save_config,
+)
 from cnx.task.training import Training
 
 
@@ -29,20 +40,33 @@ def run(cfg: DictConfig) -> None:
     """Train as `cfg` says, from the start or from where the run folder `cfg.resume` stands."""
     began = time.perf_counter()
     resume = Path(cfg.resume) if cfg.resume else None
-    if resume:
+    checkpoint = resume / "checkpoints" / "last.ckpt" if resume else None
+    if resume and checkpoint:
         cfg = resumed_config(resume)
+        step_done = finished_steps(checkpoint, cfg.trainer.max_steps)
     else:
         note_choices(cfg)
+        step_done = 0
     seed_everything(cfg.seed, verbose=False)
 
     data: ControlData = instantiate(cfg.data)
     base, model = build(cfg, resume)
     if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
+        torch.cuda.reset_peak_memory_stats()
         base.to("cuda")  # Lightning would move it only after the images are encoded
     data.prepare(base)
+    callbacks = {name: instantiate(callback) for name, callback in cfg.callback.items()}
+    probe = next((callback for callback in callbacks.values() if isinstance(callback, Probe)), None)
+    if probe:
+        data.heldout(1)  # that there is something to probe is found out before anything is written
     folder = resume or new_run_folder(cfg)
-    if base.path is None:
+    if resume:
+        save_config(cfg, resume)
+    if base.path is None and not resume:
         base.save(folder / "base")
+    if data.skipped:
+        (folder / "skipped.txt").write_text("\n".join(data.skipped) + "\n", encoding="utf-8")
+    commit = git_commit()
 
     training = Training(
         model=model,
@@ -55,33 +79,35 @@ def run(cfg: DictConfig) -> None:
         began=began,
     )
     table = MetricsCSV(folder)
-    checkpoint = folder / "checkpoints" / "last.ckpt" if resume else None
-    if checkpoint:
-        table.truncate_after(torch.load(checkpoint, map_location="cpu", weights_only=False)["global_step"])
+    if resume:
+        table.truncate_after(step_done)
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     name = f"{cfg.name}/{folder.name}"
     loggers = [instantiate(logger)(folder=folder, name=name, config=settings) for logger in cfg.logger.values()]
-    callbacks = {name: instantiate(callback) for name, callback in cfg.callback.items()}
+    bar = [RunProgress()] if cfg.trainer.get("enable_progress_bar", True) else []
     trainer: Trainer = instantiate(
         cfg.trainer,
-        callbacks=[*callbacks.values(), RunProgress()],
+        callbacks=[*callbacks.values(), *bar],
         logger=[table, *loggers],
         default_root_dir=str(folder),
     )
     trainer.fit(training, datamodule=data, ckpt_path=checkpoint, weights_only=False)
 
-    probe = next((callback for callback in callbacks.values() if isinstance(callback, Probe)), None)
     if not trainer.is_global_zero:
         return
-    if any(isinstance(callback, Interrupt) and callback.interrupted for callback in callbacks.values()):
+    if trainer.should_stop:
+        finish(loggers)
         say(f"Stopped at step {trainer.global_step:,}. To go on: python run.py resume={folder}")
+        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise KeyboardInterrupt  # whoever stops a sweep does not want its next run
         return
     save_weights(model, folder / "controlnet")
     summary = {
         "experiment": cfg.name,
         **{group: cfg.choices.get(group) for group in ("base", "model", "init", "data", "condition")},
+        "base_path": cfg.base.path,
         "seed": cfg.seed,
-        "git_commit": git_commit(),
+        "git_commit": commit,
         "data_content": data.content,
         "train_items": len(data.train_items),
         "heldout_items": len(data.heldout_items),
@@ -93,16 +119,21 @@ def run(cfg: DictConfig) -> None:
         "images_per_second": round(training.images_per_second(but=probe.seconds if probe else 0), 2),
         "peak_memory_bytes": peak_memory_bytes(),
         "final_loss": training.logged_loss,
-        **(fidelity(probe) if probe else {}),
+        **(fidelity(probe, min(probe.items, len(data.heldout_items))) if probe else {}),
     }
     write_json(folder / "summary.json", summary)
     if probe:
         grid_over_time(folder)
+    finish(loggers, summary)
+    say(closing_line(summary, folder))
+
+
+def finish(loggers: list[Any], summary: dict[str, Any] | None = None) -> None:
+    """Close the trackers, so that the next run of a sweep opens its own; with what their summary is to hold."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.experiment.summary.update(summary)
+            logger.experiment.summary.update(summary or {})
             logger.experiment.finish()
-    say(closing_line(summary, folder))
 
 
 def build(cfg: DictConfig, trained: Path | None = None) -> tuple[Base, Full]:
@@ -127,7 +158,24 @@ def resumed_config(folder: Path) -> DictConfig:
     cfg = read_config(folder)
     if not (folder / "checkpoints" / "last.ckpt").is_file():
         raise InputError(f"{folder}: no checkpoints/last.ckpt, so there is nothing to go on from; start the run anew")
+    for override in given_overrides():
+        if re.match(r"\+*(seed|base|optimizer)\b", override):
+            raise InputError(f"{override}: a resumed run keeps its own; leave it out, or start a new run")
     return override_config(cfg, folder, but=("resume",))
+
+
+def finished_steps(checkpoint: Path, max_steps: int) -> int:
+    """The optimizer steps that a checkpoint has behind it.
+
+    Raises InputError if it cannot be read, or if the run has nothing left to do.
+    """
+    try:
+        done = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)["global_step"]
+    except Exception as error:  # whatever a damaged archive or pickle raises
+        raise InputError(f"{checkpoint}: cannot be read ({type(error).__name__}); start the run anew") from error
+    if done >= max_steps > 0:
+        raise InputError(f"{checkpoint}: the run is finished at step {done}; to go on, give trainer.max_steps=<more>")
+    return done
 
 
 def save_weights(model: Full, folder: Path) -> None:
@@ -135,8 +183,8 @@ def save_weights(model: Full, folder: Path) -> None:
     model.branch.save_pretrained(folder, safe_serialization=True)
 
 
-def fidelity(probe: Probe) -> dict[str, Any]:
-    """The summary's part on control: the last probe's fidelity, and when the model converged."""
+def fidelity(probe: Probe, items: int) -> dict[str, Any]:
+    """The summary's part on control: the last probe's fidelity on `items` items, and when the model converged."""
     last, floor, ceiling = probe.history[-1], probe.floor, probe.ceiling
     assert floor is not None and ceiling is not None
     convergence = find_convergence([p.step for p in probe.history], [p.calibrated for p in probe.history])
@@ -149,7 +197,7 @@ def fidelity(probe: Probe) -> dict[str, Any]:
             "exact": last.exact,
             "exact_floor": floor.exact,
             "exact_ceiling": ceiling.exact,
-            "items": probe.items,
+            "items": items,
         },
         "control_gain": probe.gains[-1].gain,
         "convergence_step": convergence.step,
@@ -179,7 +227,7 @@ def say(line: str) -> None:
 
 
 def peak_memory_bytes() -> int | None:
-    """The most memory held so far: the device's on CUDA, else the process's resident set; None where unknown."""
+    """The most memory held: the device's on CUDA, else the whole process's resident set; None where unknown."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     try:

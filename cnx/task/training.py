@@ -47,9 +47,13 @@ class Training(LightningModule):
         self.earlier_seconds = 0.0
         self.logged_loss: float | None = None
         self._losses: list[Tensor] = []
+        self._step_before = -1
 
     def on_fit_start(self) -> None:
         self._fit_began, self._samples_before = time.perf_counter(), self.samples_seen
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self._step_before = self.global_step
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         eps, t, dropped = self.draw(batch)
@@ -71,18 +75,28 @@ class Training(LightningModule):
         t = torch.randint(timesteps, (count,), generator=generator)
         dropped = torch.rand(count, generator=generator) < self.prompt_dropout
         device = batch.latents.device
-        return eps.to(device), t.to(device), dropped.to(device)
+        return eps.to(batch.latents), t.to(device), dropped.to(device)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the mean loss since the last row, every `log_every_n_steps` optimizer steps."""
         if self._row_due():
-            self.logged_loss = torch.stack(self._losses).mean().item()
-            self._losses.clear()
-            for logger in self.loggers:
-                logger.log_metrics({**self.clocks(), "train_loss": self.logged_loss}, step=self.global_step)
+            self._log_row()
+
+    def on_train_end(self) -> None:
+        """Log what the last row left out, so that the last loss is the end's; a stopped run does so when it goes on."""
+        if self._losses and not self.trainer.should_stop:
+            self._log_row()
+
+    def _log_row(self) -> None:
+        # A checkpoint brings its losses to the CPU.
+        self.logged_loss = torch.stack([loss.to(self.device) for loss in self._losses]).mean().item()
+        self._losses.clear()
+        for logger in self.loggers:
+            logger.log_metrics({**self.clocks(), "train_loss": self.logged_loss}, step=self.global_step)
 
     def _row_due(self) -> bool:
-        stepped = self.micro_batch % self.trainer.accumulate_grad_batches == 0
+        # Not by counting micro-batches: Lightning makes a step of what is left over at the end of an epoch.
+        stepped = self.global_step != self._step_before
         return stepped and self.global_step % self.log_every_n_steps == 0
 
     def clocks(self) -> dict[str, int]:
