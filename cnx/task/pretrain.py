@@ -105,9 +105,9 @@ class TrainVAE(LightningModule):
 class TrainTextToImage(LightningModule):
     """Text encoder and UNet together on cached latents, with prompts dropped so that guidance works.
 
-    At SD's last timesteps a small latent's mean still shows through the noise, so that a UNet would read colours from it
-    instead of from the prompt, and sample at random. `noise_offset` hides it: noise with a little of the same
-    for a whole channel (N. Guttenberg, Diffusion with offset noise, 2023).
+    At SD's last timesteps a small latent's mean still shows through the noise, so that a UNet reads colours from there
+    instead of from the prompt, and samples come in random ones. `noise_offset` hides the mean: it is the weight of noise
+    that a whole channel shares (N. Guttenberg, Diffusion with offset noise, 2023).
     """
 
     def __init__(self, base: Base, learning_rate: float, dropout: float, noise_offset: float) -> None:
