@@ -106,7 +106,7 @@ class TrainTextToImage(LightningModule):
     """Text encoder and UNet together on cached latents, with prompts dropped so that guidance works.
 
     At SD's last timesteps a small latent's mean still shows through the noise, so that a UNet reads colours from there
-    instead of from the prompt, and samples come in random ones. `noise_offset` hides the mean: it is the weight of noise
+    instead of from the prompt, and samples come in random ones. `noise_offset` hides the mean: the weight of noise
     that a whole channel shares (N. Guttenberg, Diffusion with offset noise, 2023).
     """
 
