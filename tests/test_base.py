@@ -95,7 +95,7 @@ def test_decoding_what_was_encoded_gives_the_picture_back(tiny: Base) -> None:
     decoded = tiny.decode_latents(latents)
     assert decoded.min() >= 0 and decoded.max() <= 1
     psnr = -10 * (decoded - images).square().mean(dim=(1, 2, 3)).log10()
-    assert psnr.min() > 20
+    assert psnr.mean() > 24
 
 
 def test_plain_diffusers_loads_the_shipped_base_and_draws(tiny: Base, tiny_conf: DictConfig) -> None:

@@ -1,6 +1,7 @@
 """Weights & Biases, without asking anything of who has no account."""
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import rich
 import wandb
 from lightning.pytorch.loggers import WandbLogger
+from wandb.errors import Error
 
 
 def wandb_logger(folder: Path, name: str, project: str, group: str | None, config: dict[str, Any]) -> WandbLogger:
@@ -19,19 +21,22 @@ def wandb_logger(folder: Path, name: str, project: str, group: str | None, confi
     mode = os.environ.get("WANDB_MODE", "")
     offline = mode != "disabled" and (mode == "offline" or not _logged_in())
     begin = partial(wandb.init, project=project, name=name, group=group, dir=folder, config=config)
-    if not offline:
-        try:
-            run = begin(settings=wandb.Settings(silent=True, init_timeout=30))
-        except wandb.errors.Error:  # logged in, but without a network
-            offline = True
-    if offline:
+    run = None if offline else _begin_online(begin)
+    if run is None:
         run = begin(settings=wandb.Settings(silent=True, mode="offline"))
     run.define_metric("*", step_metric="optimizer_step")
-    if offline:
+    if run.offline:
         rich.get_console().print(f"wandb: offline; to upload later: wandb sync {Path(run.dir).parent}", soft_wrap=True)
     elif run.url:
         rich.get_console().print(f"wandb: {run.url}", soft_wrap=True)
     return WandbLogger(experiment=run)
+
+
+def _begin_online(begin: Callable[..., wandb.Run]) -> wandb.Run | None:
+    try:
+        return begin(settings=wandb.Settings(silent=True, init_timeout=30))
+    except Error:  # logged in, but without a network
+        return None
 
 
 def _logged_in() -> bool:
