@@ -7,7 +7,7 @@ from typing import Any
 
 
 def write_card(folder: Path, title: str, introduction: str, facts: Mapping[str, Any]) -> Path:
-    """Write README.md into a folder of weights: an introduction, a table of facts, the sha256 of each file.
+    """Write README.md into a folder of weights: an introduction, the facts that are known, the sha256 of each file.
 
     `samples.png` is shown if it is there.
     """
@@ -15,7 +15,7 @@ def write_card(folder: Path, title: str, introduction: str, facts: Mapping[str, 
     if (folder / "samples.png").is_file():
         lines += ["![Samples for fixed prompts](samples.png)", ""]
     lines += ["| fact | value |", "|---|---|"]
-    lines += [f"| {name} | {_show(value)} |" for name, value in facts.items()]
+    lines += [f"| {name} | {_show(value)} |" for name, value in facts.items() if value is not None]
     lines += ["", "| file | sha256 |", "|---|---|"]
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file.name != "README.md":

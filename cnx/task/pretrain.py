@@ -242,7 +242,7 @@ def run(cfg: DictConfig) -> None:
         vae, vae_loss = train_vae(cfg, pictures, prompts)
         vae.save_pretrained(run_folder / "vae")
     else:
-        vae, vae_loss = Base.load(cfg.start_from).vae, "as it was"
+        vae, vae_loss = Base.load(cfg.start_from).vae, None
     base, unet_loss = train_text_to_image(cfg, vae, pictures, prompts)
     folder = run_folder / "base"
     base.save(folder)
@@ -256,10 +256,10 @@ def run(cfg: DictConfig) -> None:
         "seconds": round(time.perf_counter() - begun),
         "training pictures": len(train),
         "held-out pictures": len(heldout),
-        "VAE: optimizer steps × batch": f"{cfg.vae_training.max_steps} × {cfg.vae_training.batch_size}",
+        "VAE": f"{cfg.vae_training.max_steps} steps × {cfg.vae_training.batch_size}" if vae_loss else cfg.start_from,
         "VAE: loss, mean of the last 200 steps": vae_loss,
         "VAE: PSNR on held-out pictures, dB": psnr(base, read_pictures(heldout, cfg.resolution)[0]),
-        "UNet: optimizer steps × batch": f"{cfg.unet_training.max_steps} × {cfg.unet_training.batch_size}",
+        "UNet": f"{cfg.unet_training.max_steps} steps × {cfg.unet_training.batch_size}",
         "UNet: loss, mean of the last 200 steps": unet_loss,
         "parameters: VAE, text encoder, UNet": ", ".join(
             f"{sum(p.numel() for p in part.parameters()):,}" for part in (base.vae, base.text_encoder, base.unet)
