@@ -51,6 +51,7 @@ def quieten() -> None:
         ".*does not have many workers.*",  # reading maps takes a hundredth of a step
         ".*module.s. in eval mode at the start of training.*",  # the base is meant to be
         ".*isinstance.treespec, LeafSpec.*",
+        ".*number of training batches .* is smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's
         ".*torch_dtype. is deprecated.*",  # older diffusers know no other name
     ):

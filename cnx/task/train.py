@@ -35,6 +35,9 @@ from cnx.task.run_folder import (
 )
 from cnx.task.training import Training
 
+# What a run is made of, for its summary.
+GROUPS = ("base", "model", "init", "data", "condition")
+
 
 def run(cfg: DictConfig) -> None:
     """Train as `cfg` says, from the start or from where the run folder `cfg.resume` stands."""
@@ -67,6 +70,8 @@ def run(cfg: DictConfig) -> None:
     if data.skipped:
         (folder / "skipped.txt").write_text("\n".join(data.skipped) + "\n", encoding="utf-8")
     commit = git_commit()
+    made_of = " ".join(f"{group}={cfg.choices.get(group)}" for group in GROUPS)
+    say(f"Run {folder}: {made_of}; {len(data.train_items):,} training pairs, {len(data.heldout_items):,} held out")
 
     training = Training(
         model=model,
@@ -104,7 +109,7 @@ def run(cfg: DictConfig) -> None:
     save_weights(model, folder / "controlnet")
     summary = {
         "experiment": cfg.name,
-        **{group: cfg.choices.get(group) for group in ("base", "model", "init", "data", "condition")},
+        **{group: cfg.choices.get(group) for group in GROUPS},
         "base_path": cfg.base.path,
         "seed": cfg.seed,
         "git_commit": commit,
@@ -209,7 +214,7 @@ def fidelity(probe: Probe, items: int) -> dict[str, Any]:
 
 def closing_line(summary: dict[str, Any], folder: Path) -> str:
     """The run in one line of words."""
-    line = f"Run {folder}: {summary['optimizer_steps']:,} steps in {summary['wall_seconds']:.0f} s"
+    line = f"Done, {folder}: {summary['optimizer_steps']:,} steps in {summary['wall_seconds']:.0f} s"
     if "control_fidelity" not in summary:
         return f"{line}."
     reached = summary["control_fidelity"]["calibrated"]
