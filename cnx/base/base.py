@@ -133,10 +133,14 @@ class Base(nn.Module):
     def save(self, folder: Path) -> None:
         """Write the base to `folder` in diffusers format, in half precision, as safetensors."""
         copy.deepcopy(self).half().pipeline().save_pretrained(folder, safe_serialization=True)
-        # Without being told, diffusers loads its own parts in float32 and transformers the dtype that it wrote down.
-        settings = Path(folder) / "text_encoder" / "config.json"
-        written = json.loads(settings.read_text(encoding="utf-8"))
-        settings.write_text(json.dumps({**written, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+        for part in PARTS:
+            settings = Path(folder) / part / "config.json"
+            written = json.loads(settings.read_text(encoding="utf-8"))
+            written.pop("_name_or_path", None)  # where it was loaded from on this machine
+            if part == "text_encoder":
+                # Without being told, diffusers loads its parts in float32 and transformers the dtype that it wrote down.
+                written["dtype"] = "float32"
+            settings.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_pipeline(path: str) -> StableDiffusionPipeline:
