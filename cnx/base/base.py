@@ -138,7 +138,7 @@ class Base(nn.Module):
             written = json.loads(settings.read_text(encoding="utf-8"))
             written.pop("_name_or_path", None)  # where it was loaded from on this machine
             if part == "text_encoder":
-                # Without being told, diffusers loads its parts in float32 and transformers the dtype that it wrote down.
+                # Without being told, diffusers loads float32, and transformers the dtype that it wrote down.
                 written["dtype"] = "float32"
             settings.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
