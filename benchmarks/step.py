@@ -37,8 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import run  # noqa: E402  (mounts experiments/ and the resolvers of conf/)
 from cnx.errors import InputError  # noqa: E402
-from cnx.task.train import build, peak_memory_bytes  # noqa: E402
-from cnx.task.training import Training  # noqa: E402
+from cnx.task.train import build, make_training, peak_memory_bytes  # noqa: E402
 
 WARM_UP = 3  # steps
 
@@ -160,15 +159,6 @@ def measure(overrides: list[str]) -> Measured:
         data = instantiate(cfg.data)
         base, model = build(cfg)
         data.prepare(base)
-        training = Training(
-            model=model,
-            objective=instantiate(cfg.objective),
-            optimizer=instantiate(cfg.optimizer),
-            null_text=data.null_text,
-            prompt_dropout=cfg.prompt_dropout,
-            seed=cfg.seed,
-            log_every_n_steps=cfg.trainer.log_every_n_steps,
-        )
         stopwatch = Stopwatch(cfg.steps)
         trainer: Trainer = instantiate(
             cfg.trainer,
@@ -181,7 +171,7 @@ def measure(overrides: list[str]) -> Measured:
         )
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()  # of encoding the pictures
-        trainer.fit(training, datamodule=data)
+        trainer.fit(make_training(cfg, model, data), datamodule=data)
     batch_size, accumulated = cfg.data.batch_size, cfg.trainer.accumulate_grad_batches
     return Measured(
         base=cfg.hydra.runtime.choices.base,

@@ -260,12 +260,12 @@ class Probe(Callback):
 
         folder = self._folder(trainer)
         line = (
-            f"probe at step {step}: control fidelity {calibrated:.2f} calibrated "
-            f"(raw {score.raw:.2f}, floor {floor.raw:.2f}, ceiling {ceiling.raw:.2f})"
+            f"probe at step {step}: control fidelity {calibrated:z.2f} calibrated "
+            f"(raw {score.raw:z.2f}, floor {floor.raw:z.2f}, ceiling {ceiling.raw:z.2f})"
         )
         gain = next((record.gain for record in self.gains if record.step == step), None)
         if gain is not None:
-            line += f", control gain {gain:.3f}"
+            line += f", control gain {gain:z.3f}"
         rows = slice(self.grid_rows)
         grid = sample_grid(
             fixed.control[rows],
@@ -273,7 +273,7 @@ class Probe(Callback):
             fixed.reconstruction[rows],
             samples[rows],
             fixed.heldout.prompts[rows],
-            title=f"step {step:,}: calibrated control fidelity {calibrated:.2f}",
+            title=f"step {step:,}: calibrated control fidelity {calibrated:z.2f}",
         )
         _save_arrays(folder / f"step_{step:06d}.npz", samples=samples)
         save_image(grid, folder / f"step_{step:06d}.png")

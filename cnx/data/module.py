@@ -122,19 +122,15 @@ class ControlData(LightningDataModule):
         self.skipped: list[str] = []
         self.content: str | None = None
 
-    def prepare(self, base: "Base", seed: int | None = None) -> None:
+    def prepare(self, base: "Base") -> None:
         """Read the folder, split it, and encode images and prompts with `base` unless an earlier run has done so.
 
         Sets `items` (all that could be read), `train_items`, `heldout_items` (by content digest), `skipped` (reasons),
         `content` (sha256 of the data set), `null_text` (embedding "1 n d" of the empty prompt).
 
-        Args:
-            seed: of the data order; None keeps the one given before.
-
         Raises:
             InputError: bad input of any kind; a split that leaves nothing to train on.
         """
-        self.seed = self.seed if seed is None else seed
         folder = self.root
         if self.scenes is not None:
             count = self.scenes.count if self.limit is None else min(self.limit, self.scenes.count)

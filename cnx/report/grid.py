@@ -31,13 +31,13 @@ def sample_grid(
     """
     columns = [control, target, reconstruction, samples]
     heads = ["control map", "target", "VAE reconstruction", "sample", "caption"]
-    width, height = _tile_size(control, least=128, most=256)
+    width, height = tile_size(control, least=128, most=256)
     caption_width = 220
-    lines = [_wrap(caption, _font(TEXT), caption_width) for caption in captions]
+    lines = [wrap(caption, font(TEXT), caption_width) for caption in captions]
     line_height = TEXT + 5
     row_heights = [max(height, len(wrapped) * line_height) for wrapped in lines]
 
-    title_lines = _wrap(title, _font(TITLE), 4 * (width + GAP) + 2 * GAP + caption_width)
+    title_lines = wrap(title, font(TITLE), 4 * (width + GAP) + 2 * GAP + caption_width)
     top = MARGIN + len(title_lines) * (TITLE + 6) + 8
     body = top + HEAD + 10
     page = Image.new(
@@ -47,20 +47,20 @@ def sample_grid(
     )
     draw = ImageDraw.Draw(page)
     for i, line in enumerate(title_lines):
-        draw.text((MARGIN, MARGIN + i * (TITLE + 6)), line, INK, _font(TITLE))
+        draw.text((MARGIN, MARGIN + i * (TITLE + 6)), line, INK, font(TITLE))
     lefts = [MARGIN + i * (width + GAP) for i in range(5)]
     lefts[4] += 2 * GAP
     for i, (left, head) in enumerate(zip(lefts, heads, strict=True)):
         if i < 4:
-            draw.text((left + width / 2, top), head, GREY, _font(_fitting(head, HEAD, width)), anchor="ma")
+            draw.text((left + width / 2, top), head, GREY, font(fitting(head, HEAD, width)), anchor="ma")
         else:
-            draw.text((left, top), head, GREY, _font(HEAD))
+            draw.text((left, top), head, GREY, font(HEAD))
     y = body
     for i, wrapped in enumerate(lines):
         for left, column in zip(lefts, columns, strict=False):
-            page.paste(_tile(column[i], (width, height)), (left, y))
+            page.paste(tile(column[i], (width, height)), (left, y))
         for k, line in enumerate(wrapped):
-            draw.text((lefts[4], y + k * line_height), line, INK, _font(TEXT))
+            draw.text((lefts[4], y + k * line_height), line, INK, font(TEXT))
         y += row_heights[i] + GAP
     return page
 
@@ -97,7 +97,7 @@ def grid_over_time(run_folder: str | Path, rows: int = 6, most_steps: int = 10) 
     for probe in probes:
         with np.load(files[probe["step"]]) as saved:
             columns.append(saved["samples"][:rows])
-        heads.append((f"step {probe['step']:,}", f"{probe['calibrated']:.2f}"))
+        heads.append((f"step {probe['step']:,}", f"{probe['calibrated']:z.2f}"))
     columns.append(target)
     heads.append(("target", ""))
 
@@ -111,14 +111,14 @@ def grid_over_time(run_folder: str | Path, rows: int = 6, most_steps: int = 10) 
 def _time_page(
     columns: list[UInt8[np.ndarray, "n h w 3"]], heads: list[tuple[str, str]], prompts: list[str], title: str
 ) -> Image.Image:
-    width, height = _tile_size(columns[0], least=96, most=128)
+    width, height = tile_size(columns[0], least=96, most=128)
     wide = len(columns) * (width + GAP) + 2 * GAP  # the control map and the target stand a little apart
     lefts = [MARGIN + i * (width + GAP) + GAP * (i > 0) + GAP * (i == len(columns) - 1) for i in range(len(columns))]
-    wrapped = [_wrap(prompt, _font(SMALL), wide) for prompt in prompts]
-    title_lines = _wrap(title, _font(TITLE), wide)
+    wrapped = [wrap(prompt, font(SMALL), wide) for prompt in prompts]
+    title_lines = wrap(title, font(TITLE), wide)
 
     note = "Under each step: calibrated control fidelity. 0: the control is ignored; 1: as good as the VAE can draw."
-    note_lines = _wrap(note, _font(SMALL), wide)
+    note_lines = wrap(note, font(SMALL), wide)
     line = SMALL + 4
     top = MARGIN + len(title_lines) * (TITLE + 6) + len(note_lines) * line + 14
     body = top + 2 * (HEAD + 5) + 4
@@ -127,22 +127,22 @@ def _time_page(
     draw = ImageDraw.Draw(page)
     y = MARGIN
     for text in title_lines:
-        draw.text((MARGIN, y), text, INK, _font(TITLE))
+        draw.text((MARGIN, y), text, INK, font(TITLE))
         y += TITLE + 6
     for text in note_lines:
-        draw.text((MARGIN, y), text, GREY, _font(SMALL))
+        draw.text((MARGIN, y), text, GREY, font(SMALL))
         y += line
     for left, (head, under) in zip(lefts, heads, strict=True):
-        draw.text((left + width / 2, top), head, GREY, _font(_fitting(head, HEAD, width)), anchor="ma")
-        draw.text((left + width / 2, top + HEAD + 5), under, INK, _font(HEAD), anchor="ma")
+        draw.text((left + width / 2, top), head, GREY, font(fitting(head, HEAD, width)), anchor="ma")
+        draw.text((left + width / 2, top + HEAD + 5), under, INK, font(HEAD), anchor="ma")
     y = body
     for i, lines in enumerate(wrapped):
         for text in lines:
-            draw.text((MARGIN, y), text, GREY, _font(SMALL))
+            draw.text((MARGIN, y), text, GREY, font(SMALL))
             y += line
         y += 4
         for left, column in zip(lefts, columns, strict=True):
-            page.paste(_tile(column[i], (width, height)), (left, y))
+            page.paste(tile(column[i], (width, height)), (left, y))
         y += height + 2 * GAP
     return page
 
@@ -154,18 +154,18 @@ def save_image(image: Image.Image, path: Path) -> None:
     os.replace(part, path)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _fitting(text: str, size: int, width: int) -> int:
+def fitting(text: str, size: int, width: int) -> int:
     """The largest font size up to `size`, at least 8, at which the text is no wider than `width`."""
-    while size > 8 and _font(size).getlength(text) > width:
+    while size > 8 and font(size).getlength(text) > width:
         size -= 1
     return size
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+def wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
     """Lines no wider than `width` px; a word that is wider by itself is broken."""
     lines = [""]
     for word in text.split():
@@ -182,15 +182,15 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
     return lines
 
 
-def _tile_size(images: UInt8[np.ndarray, "n h w 3"], least: int, most: int) -> tuple[int, int]:
+def tile_size(images: UInt8[np.ndarray, "n h w 3"], least: int, most: int) -> tuple[int, int]:
     height, width = images.shape[1:3]
     scale = min(max(1.0, least / max(height, width)), most / max(height, width))
     return round(width * scale), round(height * scale)
 
 
-def _tile(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> Image.Image:
-    tile = Image.fromarray(image)
-    if tile.size == size:
-        return tile
+def tile(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> Image.Image:
+    picture = Image.fromarray(image)
+    if picture.size == size:
+        return picture
     # Shrunk smoothly; enlarged as the pixels are, so that a small image is not flattered.
-    return tile.resize(size, Image.Resampling.LANCZOS if tile.width > size[0] else Image.Resampling.NEAREST)
+    return picture.resize(size, Image.Resampling.LANCZOS if picture.width > size[0] else Image.Resampling.NEAREST)

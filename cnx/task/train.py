@@ -73,16 +73,7 @@ def run(cfg: DictConfig) -> None:
     made_of = " ".join(f"{group}={cfg.choices.get(group)}" for group in GROUPS)
     say(f"Run {folder}: {made_of}; {len(data.train_items):,} training pairs, {len(data.heldout_items):,} held out")
 
-    training = Training(
-        model=model,
-        objective=instantiate(cfg.objective),
-        optimizer=instantiate(cfg.optimizer),
-        null_text=data.null_text,
-        prompt_dropout=cfg.prompt_dropout,
-        seed=cfg.seed,
-        log_every_n_steps=cfg.trainer.log_every_n_steps,
-        began=began,
-    )
+    training = make_training(cfg, model, data, began)
     table = MetricsCSV(folder)
     if resume:
         table.truncate_after(step_done)
@@ -155,6 +146,20 @@ def build(cfg: DictConfig, trained: Path | None = None) -> tuple[Base, Full]:
     return base, model
 
 
+def make_training(cfg: DictConfig, model: Full, data: ControlData, began: float | None = None) -> Training:
+    """The training of `model` on prepared `data`, as `cfg` says; `began` as in Training."""
+    return Training(
+        model=model,
+        objective=instantiate(cfg.objective),
+        optimizer=instantiate(cfg.optimizer),
+        null_text=data.null_text,
+        prompt_dropout=cfg.prompt_dropout,
+        seed=cfg.seed,
+        log_every_n_steps=cfg.trainer.log_every_n_steps,
+        began=began,
+    )
+
+
 def resumed_config(folder: Path) -> DictConfig:
     """The configuration of the run in `folder`, with the values given beside `resume` on top.
 
@@ -223,7 +228,7 @@ def closing_line(summary: dict[str, Any], folder: Path) -> str:
         verdict = "not converged"
     else:
         verdict = f"converged at step {step:,}" + (f" (after {before:,})" if before is not None else "")
-    return f"{line}; control fidelity {reached:.2f} (0 ignores the map, 1 is this VAE's best); {verdict}."
+    return f"{line}; control fidelity {reached:z.2f} (0 ignores the map, 1 is this VAE's best); {verdict}."
 
 
 def say(line: str) -> None:

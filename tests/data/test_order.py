@@ -64,8 +64,8 @@ def test_ranks_share_an_epoch_in_equal_numbers_of_batches(count, world):
 
 @pytest.fixture
 def data(base, write_folder, tmp_path) -> ControlData:
-    data = ControlData(write_folder(COUNT, side=8), 8, batch_size=BATCH, heldout=0, cache=tmp_path / "cache")
-    data.prepare(base, seed=5)
+    data = ControlData(write_folder(COUNT, side=8), 8, batch_size=BATCH, heldout=0, seed=5, cache=tmp_path / "cache")
+    data.prepare(base)
     return data
 
 
