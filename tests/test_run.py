@@ -129,6 +129,14 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(other).values(), strict=True))
 
 
+@pytest.mark.parametrize(("cooldown", "last"), [(0, 1.0), (0.25, 1.0), (0.5, 0.5), (1, 0.25)])
+def test_the_learning_rate_falls_over_the_cooldown(cooldown: float, last: float) -> None:
+    folder = launch("trainer.max_steps=4", f"cooldown={cooldown}", "optimizer.lr=1e-3", *SMALL)
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)
+    (group,) = checkpoint["optimizer_states"][0]["param_groups"]
+    assert group["lr"] == pytest.approx(last * 1e-3)  # of the fourth step, where a quarter of the run is left
+
+
 class PressCtrlC(Callback):
     """A user who has seen enough at some optimizer step."""
 
@@ -162,8 +170,8 @@ def test_resuming_equals_never_stopping(
 
 
 def test_a_finished_run_goes_on_to_more_steps_as_if_it_had_been_asked_for_them_first() -> None:
-    whole = launch("trainer.max_steps=12", *SMALL)
-    shorter = launch("trainer.max_steps=5", *SMALL)
+    whole = launch("trainer.max_steps=12", "cooldown=0", *SMALL)
+    shorter = launch("trainer.max_steps=5", "cooldown=0", *SMALL)
     with pytest.raises(SystemExit, match="finished at step 5"):
         launch(f"resume={shorter}")
     with pytest.raises(SystemExit, match="optimizer.lr=1: a resumed run keeps its own"):

@@ -154,6 +154,7 @@ def make_training(cfg: DictConfig, model: Full, data: ControlData, began: float 
         optimizer=instantiate(cfg.optimizer),
         null_text=data.null_text,
         prompt_dropout=cfg.prompt_dropout,
+        cooldown=cfg.cooldown,
         seed=cfg.seed,
         log_every_n_steps=cfg.trainer.log_every_n_steps,
         began=began,

@@ -19,9 +19,10 @@ from cnx.objective import Denoise
 class Training(LightningModule):
     """A control branch in training: draw noise and timesteps, drop prompts, compare (ControlNet, section 3.3).
 
-    `optimizer` makes an optimizer of parameters; `began` is when the run began, by time.perf_counter(), and None is
-    now. Each micro-batch has randomness of its own, a function of seed, rank and micro-batch number, so that a resumed
-    run draws what the uninterrupted one would have drawn.
+    `optimizer` makes an optimizer of parameters; `cooldown` is the share of the run, at its end, over which the
+    learning rate falls linearly to 0 (Hägele et al., arXiv 2405.18392, section 3); `began` is when the run began, by
+    time.perf_counter(), and None is now. Each micro-batch has randomness of its own, a function of seed, rank and
+    micro-batch number, so that a resumed run draws what the uninterrupted one would have drawn.
     """
 
     def __init__(
@@ -31,13 +32,14 @@ class Training(LightningModule):
         optimizer: Callable[..., Optimizer],
         null_text: Float[Tensor, "1 n d"],
         prompt_dropout: float,
+        cooldown: float,
         seed: int,
         log_every_n_steps: int,
         began: float | None = None,
     ) -> None:
         super().__init__()
         self.model, self.objective, self.optimizer = model, objective, optimizer
-        self.prompt_dropout, self.seed = prompt_dropout, seed
+        self.prompt_dropout, self.cooldown, self.seed = prompt_dropout, cooldown, seed
         self.log_every_n_steps = log_every_n_steps
         self.register_buffer("null_text", null_text, persistent=False)
         self.null_text: Float[Tensor, "1 n d"]
@@ -76,6 +78,14 @@ class Training(LightningModule):
         dropped = torch.rand(count, generator=generator) < self.prompt_dropout
         device = batch.latents.device
         return eps.to(batch.latents), t.to(device), dropped.to(device)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        # A function of the step alone, not a scheduler with a state: a resumed run may be given more steps.
+        if not self.cooldown:
+            return
+        left = 1 - self.global_step / self.trainer.estimated_stepping_batches
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * min(1.0, left / self.cooldown)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the mean loss since the last row, every `log_every_n_steps` optimizer steps."""
