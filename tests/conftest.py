@@ -8,7 +8,9 @@ import copy  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
+import torch  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 from cnx.base import Base  # noqa: E402
 
@@ -39,3 +41,15 @@ def tiny(tiny_conf: DictConfig) -> Base:
 def own_tiny(tiny: Base) -> Base:
     """A copy of the shipped base, which a test may change."""
     return copy.deepcopy(tiny)
+
+
+@pytest.fixture
+def inputs(tiny: Base) -> dict[str, Tensor]:
+    """x_t, t, text and control of four items; timesteps from the first to the last."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "x_t": torch.randn(4, 4, 16, 16, generator=generator),
+        "t": torch.tensor([0, 1, 500, 999]),
+        "text": tiny.encode_text(["two white birds flying in the sunset sky", "", "blue circle", "a green zebra"]),
+        "control": torch.rand(4, 3, 128, 128, generator=generator),
+    }

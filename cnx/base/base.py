@@ -130,9 +130,9 @@ class Base(nn.Module):
             requires_safety_checker=False,
         )
 
-    def save(self, folder: Path) -> None:
-        """Write the base to `folder` in diffusers format, in half precision, as safetensors."""
-        copy.deepcopy(self).half().pipeline().save_pretrained(folder, safe_serialization=True)
+    def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
+        """Write the base to `folder` in diffusers format, in half precision or as `dtype` says, as safetensors."""
+        copy.deepcopy(self).to(dtype).pipeline().save_pretrained(folder, safe_serialization=True)
         for part in PARTS:
             settings = Path(folder) / part / "config.json"
             written = json.loads(settings.read_text(encoding="utf-8"))

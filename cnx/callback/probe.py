@@ -23,7 +23,7 @@ from torch import Tensor
 from cnx.callback.interrupt import Interrupt
 from cnx.data.module import Batch, HeldOut
 from cnx.metric import calibrate, is_degenerate
-from cnx.model import Full
+from cnx.model import Controlled
 from cnx.report import sample_grid, save_image
 from cnx.sampler import DDIM
 
@@ -39,7 +39,7 @@ class Condition(Protocol):
 class Probed(Protocol):
     """What the probe asks of the LightningModule that it watches."""
 
-    model: Full
+    model: Controlled
     objective: Callable[..., Float[Tensor, " b"]]  # (model, batch, eps, t, strength=1.0)
     null_text: Float[Tensor, "1 n d"]
 
@@ -95,9 +95,11 @@ class Probe(Callback):
     A probe is made at step 0, at every `every`-th optimizer step and after the last one (not after an interrupted run:
     that goes on later). In between, control gain is measured on those items, each at its own fixed t and eps. The
     floor (samples at strength 0), the ceiling (the VAE's reconstructions) and the loss without control are measured
-    once, at the start: they hold as long as the base is locked. Training is not disturbed: the global random
-    state and every module's mode are afterwards what they were, so a run with probes learns the same weights as one
-    without. Only the process of rank zero probes.
+    once, at the start: they hold as long as the base is locked. Once it is trained, the floor is drawn again for each
+    probe (`probe.json` has the last one's) and the loss without control for each gain.
+
+    Training is not disturbed: the global random state and every module's mode are afterwards what they were, so a run
+    with probes learns the same weights as one without. Only the process of rank zero probes.
 
     Writes to `samples/` in the run folder (`trainer.default_root_dir`): `heldout.npz` (control, target, reconstruction,
     floor: UInt8 "n H W 3"; prompts; index), and at each probe `step_000400.png`, `step_000400.npz` (samples: UInt8
@@ -253,6 +255,8 @@ class Probe(Callback):
         fixed, floor, ceiling = self._fixed, self.floor, self.ceiling
         assert fixed is not None and floor is not None and ceiling is not None
         step = trainer.global_step
+        if run.model.base_trained:
+            self.floor = floor = self._score(self._draw(run, strength=0.0))
         samples = self._draw(run)
         score = self._score(samples)
         calibrated = calibrate(score.raw, floor.raw, ceiling.raw)
@@ -290,7 +294,10 @@ class Probe(Callback):
     def _measure_gain(self, trainer: Trainer, run: Probed) -> None:
         fixed = self._fixed
         assert fixed is not None
-        gain = 1 - self._loss(run, fixed.batch, fixed.eps, fixed.t) / fixed.loss_without
+        without = fixed.loss_without
+        if run.model.base_trained:
+            without = self._loss(run, fixed.batch, fixed.eps, fixed.t, strength=0.0)
+        gain = 1 - self._loss(run, fixed.batch, fixed.eps, fixed.t) / without
         self.gains.append(GainRecord(trainer.global_step, gain))
         _log(trainer, run, {"control_gain": gain})
 

@@ -1,7 +1,7 @@
 """The start of attempts 5, 6 and 7: a branch of Gaussian noise on a pretrained base."""
 
 import torch
-from diffusers import ControlNetModel
+from diffusers import ModelMixin
 
 from cnx.base import Base
 
@@ -16,7 +16,7 @@ class GaussianControl:
         self.std = std
 
     @torch.no_grad()
-    def __call__(self, base: Base, branch: ControlNetModel) -> None:
+    def __call__(self, base: Base, branch: ModelMixin) -> None:
         for name, parameter in branch.named_parameters():
             if name.endswith("weight"):
                 parameter.normal_(0, self.std)

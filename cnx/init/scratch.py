@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from diffusers import ControlNetModel
+from diffusers import ModelMixin
 
 from cnx.base import Base
 
@@ -12,16 +12,18 @@ class Scratch:
     """Draw parts of the base anew as their library initialises them; the branch keeps its own random start.
 
     `random` names the parts: UNet and VAE in the attempts' notebooks, where the base stayed locked, so that nothing
-    could repair it. The branch is as a fresh ControlNet is: random, with its zero convolutions at zero.
+    could repair it. With no part named the whole base is kept, and only the branch is new. The branch is as a fresh one
+    is: random, with its zero convolutions at zero.
     """
 
     def __init__(self, random: Sequence[Literal["unet", "vae"]] = ("unet", "vae")) -> None:
         self.random = tuple(random)
 
-    def __call__(self, base: Base, branch: ControlNetModel) -> None:
+    def __call__(self, base: Base, branch: ModelMixin) -> None:
         for name in self.random:
             part = getattr(base, name)
             drawn = type(part).from_config(part.config).state_dict()
             # In half precision, as the run will save it, so that a resumed run has the same base to the bit.
             part.load_state_dict({key: tensor.half() for key, tensor in drawn.items()})
-        base.path = None
+        if self.random:
+            base.path = None

@@ -1,68 +1,47 @@
-"""ControlNet as published: every skip and the middle are linked, the base is locked."""
+"""ControlNet as published, and its two other modes of training."""
 
-import torch
 from diffusers import ControlNetModel
-from jaxtyping import Float, Int
-from torch import Tensor, nn
 
 from cnx.base import Base
-from cnx.model.residuals import Residuals
+from cnx.model.controlled import Controlled, Unlock
 
 
-class Full(nn.Module):
-    """A locked base and a trainable control branch with all links (ControlNet, arXiv 2302.05543, section 3.2).
+class Full(Controlled):
+    """A locked base and a trainable copy of its encoder with all links (ControlNet, arXiv 2302.05543, section 3.2).
 
-    y = F(x; θ) + Z(F(x + Z(c; θz1); θc); θz2). `hint_channels` are the widths of the hint encoder, from the map's size
-    down to the latents' (the released code's eight 3×3 convolutions with SiLU, the last one zero). The branch is built
-    with the base's shape; an init decides its weights.
+    `hint_channels` are the widths of the hint encoder, from the map's size down to the latents' (the released code's
+    eight 3×3 convolutions with SiLU, the last one zero). The branch is built with the base's shape; an init decides
+    its weights.
+    """
+
+    def __init__(self, base: Base, hint_channels: tuple[int, ...], unlocked_lr: float | None = None) -> None:
+        branch = ControlNetModel.from_unet(
+            base.unet, conditioning_embedding_out_channels=tuple(hint_channels), load_weights_from_unet=False
+        )
+        super().__init__(base, branch, unlocked_lr)
+
+
+class SmallScale(Full):
+    """Only the middle is linked; the base is locked (arXiv 2302.05543v1, small-scale training).
+
+    The skips' zero convolutions are neither run nor trained until `link("all")`; the released code runs them and drops
+    what they give. Saved as an ordinary ControlNet whose skips are at zero.
     """
 
     def __init__(self, base: Base, hint_channels: tuple[int, ...]) -> None:
-        super().__init__()
-        self.base = base
-        self.branch = ControlNetModel.from_unet(
-            base.unet, conditioning_embedding_out_channels=tuple(hint_channels), load_weights_from_unet=False
-        )
-        self.branch.requires_grad_(True)
-        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        super().__init__(base, hint_channels)
+        self.link("mid")
 
-    def train(self, mode: bool = True) -> "Full":
-        """Switch the branch alone: a locked base stays in eval mode."""
-        super().train(mode)
-        self.base.eval()
-        return self
 
-    def control(
-        self,
-        x_t: Float[Tensor, "b 4 h w"],
-        t: Int[Tensor, " b"],
-        text: Float[Tensor, "b n d"],
-        control: Float[Tensor, "b 3 H W"],
-    ) -> Residuals:
-        """Run the control branch on control maps in [0, 1], eight times the latents' side."""
-        control = control.contiguous(memory_format=torch.channels_last)
-        down, mid = self.branch(x_t, t, text, control, return_dict=False)
-        return Residuals(tuple(down), mid)
+class LargeScale(Full):
+    """All links, and the base is trained too (arXiv 2302.05543v1, large-scale training).
 
-    def forward(
-        self,
-        x_t: Float[Tensor, "b 4 h w"],
-        t: Int[Tensor, " b"],
-        text: Float[Tensor, "b n d"],
-        control: Float[Tensor, "b 3 H W"],
-        strength: float = 1.0,
-    ) -> Float[Tensor, "b 4 h w"]:
-        """The base's prediction under control; `strength` multiplies every link, and 0 is the base alone."""
-        x_t = x_t.contiguous(memory_format=torch.channels_last)
-        if strength == 0:
-            return self.base.unet(x_t, t, text).sample
-        links = self.control(x_t, t, text, control)
-        if strength != 1:
-            links = links.scaled(strength)
-        return self.base.unet(
-            x_t,
-            t,
-            text,
-            down_block_additional_residuals=links.down,
-            mid_block_additional_residual=links.mid,
-        ).sample
+    `unlock` as in `Controlled.unlock`: "decoder", "all", or None until a phase unlocks; `unlocked_lr` is the unlocked
+    part's learning rate.
+    """
+
+    def __init__(
+        self, base: Base, hint_channels: tuple[int, ...], unlock: Unlock | None, unlocked_lr: float | None
+    ) -> None:
+        super().__init__(base, hint_channels, unlocked_lr)
+        self.unlock(unlock)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cnx.data.module import Batch
-from cnx.model import Full
+from cnx.model import Controlled
 
 
 class Denoise:
@@ -20,7 +20,7 @@ class Denoise:
 
     def __call__(
         self,
-        model: Full,
+        model: Controlled,
         batch: Batch,
         eps: Float[Tensor, "b 4 h w"],
         t: Int[Tensor, " b"],

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler
 from jaxtyping import Float
 from torch import Tensor
 
-from cnx.model import Full
+from cnx.model import Controlled
 
 
 @dataclass
@@ -32,7 +32,7 @@ class DDIM:
     @torch.no_grad()
     def __call__(
         self,
-        model: Full,
+        model: Controlled,
         text: Float[Tensor, "b n d"],
         null_text: Float[Tensor, "#b n d"],
         control: Float[Tensor, "b 3 H W"],
@@ -53,7 +53,7 @@ class DDIM:
         return torch.cat([self._draw(model, text[i], null_text[i], control[i], noise[i], strength) for i in chunks])
 
     def _draw(
-        self, model: Full, text: Tensor, null_text: Tensor, control: Tensor, noise: Tensor, strength: float
+        self, model: Controlled, text: Tensor, null_text: Tensor, control: Tensor, noise: Tensor, strength: float
     ) -> Tensor:
         # A fresh scheduler: its step tables are state, and the base's own must stay as training uses it.
         scheduler = cast(DDIMScheduler, DDIMScheduler.from_config(model.base.scheduler.config))

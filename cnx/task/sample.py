@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import torch
-from diffusers import ControlNetModel
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image
@@ -36,7 +35,7 @@ def run(cfg: DictConfig) -> None:
     control = to_tensor(fit(load_image(cfg.control, BEHIND_MAP), size))[None]
 
     base, model = build(trained, folder)
-    model.branch = ControlNetModel.from_pretrained(folder / "controlnet")
+    model.load(folder)
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     prompt = cfg.default_prompt if cfg.prompt is None else cfg.prompt
     text, null_text = base.encode_text([prompt]), base.encode_text([cfg.negative_prompt])

@@ -22,7 +22,7 @@ from cnx.callback import MetricsCSV, Probe, RunProgress
 from cnx.data.module import ControlData
 from cnx.errors import InputError
 from cnx.metric import find_convergence
-from cnx.model import Full
+from cnx.model import Controlled
 from cnx.report import grid_over_time
 from cnx.task.run_folder import (
     git_commit,
@@ -97,7 +97,7 @@ def run(cfg: DictConfig) -> None:
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             raise KeyboardInterrupt  # whoever stops a sweep does not want its next run
         return
-    save_weights(model, folder / "controlnet")
+    model.save(folder)
     summary = {
         "experiment": cfg.name,
         **{group: cfg.choices.get(group) for group in GROUPS},
@@ -132,7 +132,7 @@ def finish(loggers: list[Any], summary: dict[str, Any] | None = None) -> None:
             logger.experiment.finish()
 
 
-def build(cfg: DictConfig, trained: Path | None = None) -> tuple[Base, Full]:
+def build(cfg: DictConfig, trained: Path | None = None) -> tuple[Base, Controlled]:
     """The base, and the model around it with the weights that the init gives it.
 
     For the run in the folder `trained`: a base of its own comes from that folder, where it was saved; no init is
@@ -140,13 +140,13 @@ def build(cfg: DictConfig, trained: Path | None = None) -> tuple[Base, Full]:
     """
     own_base = trained / "base" if trained else None
     base = Base.load(str(own_base) if own_base and own_base.is_dir() else cfg.base.path)
-    model: Full = instantiate(cfg.model)(base)
+    model: Controlled = instantiate(cfg.model)(base)
     if not trained:
         instantiate(cfg.init)(base, model.branch)
     return base, model
 
 
-def make_training(cfg: DictConfig, model: Full, data: ControlData, began: float | None = None) -> Training:
+def make_training(cfg: DictConfig, model: Controlled, data: ControlData, began: float | None = None) -> Training:
     """The training of `model` on prepared `data`, as `cfg` says; `began` as in Training."""
     return Training(
         model=model,
@@ -187,11 +187,6 @@ def finished_steps(checkpoint: Path, max_steps: int) -> int:
     if done >= max_steps > 0:
         raise InputError(f"{checkpoint}: the run is finished at step {done}; to go on, give trainer.max_steps=<more>")
     return done
-
-
-def save_weights(model: Full, folder: Path) -> None:
-    """Write the branch in diffusers format, so that `ControlNetModel.from_pretrained(folder)` loads it."""
-    model.branch.save_pretrained(folder, safe_serialization=True)
 
 
 def fidelity(probe: Probe, items: int) -> dict[str, Any]:

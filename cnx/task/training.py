@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cnx.data.module import Batch
-from cnx.model import Full
+from cnx.model import Controlled
 from cnx.objective import Denoise
 
 
@@ -27,7 +27,7 @@ class Training(LightningModule):
 
     def __init__(
         self,
-        model: Full,
+        model: Controlled,
         objective: Denoise,
         optimizer: Callable[..., Optimizer],
         null_text: Float[Tensor, "1 n d"],
@@ -43,12 +43,13 @@ class Training(LightningModule):
         self.log_every_n_steps = log_every_n_steps
         self.register_buffer("null_text", null_text, persistent=False)
         self.null_text: Float[Tensor, "1 n d"]
-        self.strict_loading = False  # checkpoints leave out the base
+        self.strict_loading = False  # checkpoints leave out what is locked of the base
         self.micro_batch = self.samples_seen = 0
         self.began = time.perf_counter() if began is None else began
         self.earlier_seconds = 0.0
         self.logged_loss: float | None = None
         self._losses: list[Tensor] = []
+        self._groups: list[list[str]] | None = None  # names of what each of a checkpoint's parameter groups holds
         self._step_before = -1
 
     def on_fit_start(self) -> None:
@@ -126,17 +127,39 @@ class Training(LightningModule):
         return (self.samples_seen - self._samples_before) / (time.perf_counter() - self._fit_began - but)
 
     def configure_optimizers(self) -> Optimizer:
-        return self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        if self._groups is None:
+            return self.optimizer(self.model.parameter_groups())
+        # As the checkpoint has them: its optimizer's state goes by their order, which phases made.
+        return self.optimizer([{"params": [self.get_parameter(name) for name in names]} for names in self._groups])
+
+    def extend_optimizer(self) -> None:
+        """Hand the optimizer what the model has begun to train since it was made."""
+        optimizer = self.trainer.optimizers[0]
+        known = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        for group in self.model.parameter_groups():
+            new = [parameter for parameter in group["params"] if parameter not in known]
+            if new:
+                # At the branch's learning rate as it is now, if it has none of its own.
+                optimizer.add_param_group({"lr": optimizer.param_groups[0]["lr"], **group, "params": new})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        names = {parameter: name for name, parameter in self.named_parameters()}
+        groups = [[names[p] for p in group["params"]] for group in self.trainer.optimizers[0].param_groups]
+        kept = set().union(*groups)  # what has been trained, also of the base
         weights = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k: v for k, v in weights.items() if not k.startswith("model.base.")}
+        checkpoint["state_dict"] = {k: v for k, v in weights.items() if k in kept or not k.startswith("model.base.")}
+        checkpoint["parameter_groups"] = groups
+        checkpoint["wiring"] = self.model.wiring()
         checkpoint["clocks"] = self.clocks()
         checkpoint["wall_seconds"] = self.wall_seconds()
         # A checkpoint of this step is written before its row is: the resumed run must not log these losses twice.
         checkpoint["losses"] = [] if self._row_due() else self._losses
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "wiring" in checkpoint:  # older checkpoints are of runs that trained the branch and changed nothing
+            # Before weights are loaded by name and the optimizer is made.
+            self.model.rewire(checkpoint["wiring"])
+            self._groups = checkpoint["parameter_groups"]
         self.micro_batch = checkpoint["clocks"]["micro_batch"]
         self.samples_seen = checkpoint["clocks"]["samples_seen"]
         self.earlier_seconds = checkpoint["wall_seconds"]

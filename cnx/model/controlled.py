@@ -1,0 +1,204 @@
+"""A base under the control of a branch: what every model is."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import torch
+from diffusers import ModelMixin
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from cnx.base import Base
+from cnx.model.residuals import Residuals
+from cnx.model.saved import read_branch
+
+Links = Literal["all", "mid"]
+Unlock = Literal["decoder", "all"]
+
+
+class Wiring(TypedDict):
+    """How a model is wired and what it trains, for a checkpoint."""
+
+    links: Links
+    unlocked: Unlock | None
+    base_trained: bool
+
+
+class Controlled(nn.Module):
+    """A base, a trainable control branch, and the links between them (ControlNet, arXiv 2302.05543, section 3.1).
+
+    y = F(x; θ) + Z(F(x + Z(c; θz1); θc); θz2). Which links there are and which part of the base is trained beside the
+    branch may change during a run: `link`, `unlock`.
+
+    Args:
+        base: the base; locked until `unlock` is called.
+        branch: a ControlNetModel, or a module that is called, saved and built as one: `controlnet_cond_embedding`,
+            `controlnet_down_blocks` (the skips' zero convolutions) and `controlnet_mid_block`.
+        unlocked_lr: learning rate of an unlocked base; None is the branch's.
+
+    Attributes:
+        links: "all", or "mid" while only the middle is linked. The skips' zero convolutions then wait in `skips`, at
+            zero, and are neither run nor trained.
+        unlocked: the part of the base's UNet that is trained now, or None.
+        base_trained: whether the base has been trained since it was loaded, so that a run has to save it.
+    """
+
+    def __init__(self, base: Base, branch: ModelMixin, unlocked_lr: float | None = None) -> None:
+        super().__init__()
+        self.base = base
+        self.branch: Any = branch.requires_grad_(True)
+        self.skips = nn.ModuleList()
+        self.links: Links = "all"
+        self.unlocked: Unlock | None = None
+        self.base_trained = False
+        self.unlocked_lr = unlocked_lr
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def link(self, links: Links) -> None:
+        """Connect all skips, or the middle alone.
+
+        Skips that are taken away go to zero, and those that are connected again begin there: connecting them changes
+        no output.
+        """
+        if links == self.links:
+            return
+        self.links = links
+        if links == "mid":
+            self.skips = self.branch.controlnet_down_blocks
+            self.branch.controlnet_down_blocks = nn.ModuleList()
+            for parameter in self.skips.requires_grad_(False).parameters():
+                nn.init.zeros_(parameter)
+        else:
+            self.branch.controlnet_down_blocks = self.skips.requires_grad_(True)
+            self.skips = nn.ModuleList()
+
+    def unlock(self, part: Unlock | None) -> None:
+        """Train a part of the base's UNet too: its decoder, all of it, or None: lock the base.
+
+        "decoder" are the output blocks and the last norm and convolution (the released code's sd_locked=False); "all"
+        is the whole UNet (arXiv 2302.05543v1, large-scale training).
+        """
+        self.unlocked = part
+        self.base_trained = self.base_trained or part is not None
+        self.base.requires_grad_(False).eval()
+        for module in self._unlocked_modules():
+            module.requires_grad_(True).train(self.training)
+
+    def _unlocked_modules(self) -> list[nn.Module]:
+        unet: Any = self.base.unet
+        decoder = [unet.up_blocks, unet.conv_norm_out, unet.conv_out]
+        return {None: [], "decoder": decoder, "all": [unet]}[self.unlocked]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained now, as an optimizer takes it: the branch, and what is unlocked of the base."""
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.branch.parameters() if p.requires_grad]}]
+        unlocked = [parameter for parameter in self.base.parameters() if parameter.requires_grad]
+        if unlocked:
+            groups.append({"params": unlocked, **({} if self.unlocked_lr is None else {"lr": self.unlocked_lr})})
+        return groups
+
+    def wiring(self) -> Wiring:
+        """What `rewire` takes to bring an equal model into this state."""
+        return {"links": self.links, "unlocked": self.unlocked, "base_trained": self.base_trained}
+
+    def rewire(self, wiring: Wiring) -> None:
+        self.link(wiring["links"])
+        self.unlock(wiring["unlocked"])
+        self.base_trained = wiring["base_trained"]
+
+    def train(self, mode: bool = True) -> "Controlled":
+        """Switch what is trained; a locked base stays in eval mode."""
+        super().train(mode)
+        self.base.eval()
+        for module in self._unlocked_modules():
+            module.train(mode)
+        return self
+
+    def control(
+        self,
+        x_t: Float[Tensor, "b 4 h w"],
+        t: Int[Tensor, " b"],
+        text: Float[Tensor, "b n d"],
+        control: Float[Tensor, "b 3 H W"],
+    ) -> Residuals:
+        """Run the control branch on control maps in [0, 1], eight times the latents' side."""
+        control = control.contiguous(memory_format=torch.channels_last)
+        down, mid = self.branch(x_t, t, text, control, return_dict=False)
+        return Residuals(tuple(down), mid)
+
+    def forward(
+        self,
+        x_t: Float[Tensor, "b 4 h w"],
+        t: Int[Tensor, " b"],
+        text: Float[Tensor, "b n d"],
+        control: Float[Tensor, "b 3 H W"],
+        strength: float = 1.0,
+    ) -> Float[Tensor, "b 4 h w"]:
+        """The base's prediction under control; `strength` multiplies every link, and 0 is the base alone."""
+        x_t = x_t.contiguous(memory_format=torch.channels_last)
+        if strength == 0:
+            return self.base.unet(x_t, t, text).sample
+        links = self.control(x_t, t, text, control)
+        if strength != 1:
+            links = links.scaled(strength)
+        return self.linked(x_t, t, text, links)
+
+    def linked(
+        self, x_t: Float[Tensor, "b 4 h w"], t: Int[Tensor, " b"], text: Float[Tensor, "b n d"], links: Residuals
+    ) -> Float[Tensor, "b 4 h w"]:
+        """The base's prediction with the links' values added to its skips and its middle, or to its middle alone."""
+        unet: Any = self.base.unet
+        if links.down:
+            return unet(
+                x_t,
+                t,
+                text,
+                down_block_additional_residuals=links.down,
+                mid_block_additional_residual=links.mid,
+            ).sample
+        # diffusers takes a value for the middle only together with one for every skip.
+        added = unet.mid_block.register_forward_hook(lambda module, inputs, output: output + links.mid)
+        try:
+            return unet(x_t, t, text).sample
+        finally:
+            added.remove()
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained to a run folder: the branch to `controlnet/`, a base that was trained to `base/`.
+
+        All links are written, unconnected ones at zero, which draw the same. A ControlNetModel is in diffusers' format
+        then: `ControlNetModel.from_pretrained(folder / "controlnet")` loads it. The base is in diffusers' format too,
+        in float32.
+        """
+        links = self.links
+        self.link("all")
+        with _replaced(folder / "controlnet") as part:
+            self.branch.save_pretrained(part, safe_serialization=True)
+        self.link(links)
+        if self.base_trained:
+            with _replaced(folder / "base") as part:
+                self.base.save(part, dtype=torch.float32)
+
+    def load(self, folder: Path) -> None:
+        """Take the branch's weights from the `controlnet/` of a run folder, and link everything.
+
+        Raises InputError if a branch of another kind or of other widths is there.
+        """
+        self.link("all")
+        self.branch.load_state_dict(read_branch(folder / "controlnet", self.branch))
+
+
+@contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """A folder to write to, that takes the place of `folder` once it is whole."""
+    part, old = (folder.with_name(folder.name + end) for end in (".part", ".old"))
+    for leftover in (part, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    yield part
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
