@@ -17,6 +17,9 @@ OPTIONS = [
 ]
 
 
+NEEDED = {"data=folder": ["data.root=photos"], "init=pretrained": ["init.path=trained"]}
+
+
 def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         return compose("config", overrides=list(overrides))
@@ -33,7 +36,7 @@ def keys(cfg: DictConfig, prefix: str = "") -> set[str]:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_its_interpolations_resolve(option: str) -> None:
-    cfg = composed(option, *(["data.root=photos"] if option == "data=folder" else []))
+    cfg = composed(option, *NEEDED.get(option, []))
     OmegaConf.resolve(cfg)
 
 
