@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from cnx.base import Base
-from cnx.callback import MetricsCSV, Probe, RunProgress
+from cnx.callback import MetricsCSV, Phases, Probe, RunProgress
 from cnx.data.module import ControlData
 from cnx.errors import InputError
 from cnx.metric import find_convergence
@@ -62,6 +62,8 @@ def run(cfg: DictConfig) -> None:
     probe = next((callback for callback in callbacks.values() if isinstance(callback, Probe)), None)
     if probe:
         data.heldout(1)  # that there is something to probe is found out before anything is written
+    phases = Phases(cfg.phases)
+    phases.check(probed=probe is not None, checkpoint=checkpoint)
     folder = resume or new_run_folder(cfg)
     if resume:
         save_config(cfg, resume)
@@ -83,7 +85,7 @@ def run(cfg: DictConfig) -> None:
     bar = [RunProgress()] if cfg.trainer.get("enable_progress_bar", True) else []
     trainer: Trainer = instantiate(
         cfg.trainer,
-        callbacks=[*callbacks.values(), *bar],
+        callbacks=[*callbacks.values(), phases, *bar],
         logger=[table, *loggers],
         default_root_dir=str(folder),
     )

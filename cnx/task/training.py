@@ -139,8 +139,10 @@ class Training(LightningModule):
         for group in self.model.parameter_groups():
             new = [parameter for parameter in group["params"] if parameter not in known]
             if new:
-                # At the branch's learning rate as it is now, if it has none of its own.
-                optimizer.add_param_group({"lr": optimizer.param_groups[0]["lr"], **group, "params": new})
+                # At the branch's learning rate as it is now, before any cooldown, if it has none of its own.
+                branch = optimizer.param_groups[0]
+                lr = branch.get("initial_lr", branch["lr"])
+                optimizer.add_param_group({"lr": lr, **group, "params": new})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         names = {parameter: name for name, parameter in self.named_parameters()}

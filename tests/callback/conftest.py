@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from cnx.base import Base
-from cnx.data.module import Batch, HeldOut
+from cnx.data.module import Batch, HeldOut, Resumable
 from cnx.model import Full
 from cnx.objective import Denoise
 
@@ -128,3 +128,20 @@ def fit(tmp_path: Path) -> Fit:
         return toy, trainer
 
     return run
+
+
+@pytest.fixture
+def toy_model() -> Callable[[], Full]:
+    return tiny_model
+
+
+class OneBatch(ToyData):
+    """The same batch again and again, so that a run that goes on needs no order; epochs of six."""
+
+    def train_dataloader(self) -> DataLoader:
+        return Resumable(cast(Dataset, [self.batch(0)] * 6), batch_size=None)
+
+
+@pytest.fixture
+def toy_data() -> Callable[[], LightningDataModule]:
+    return OneBatch

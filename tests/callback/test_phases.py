@@ -1,0 +1,240 @@
+"""Runs that change under way, and are stopped and go on in between."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from cnx.callback import MetricsCSV, Phases, Probe, ProbeRecord
+from cnx.errors import InputError
+from cnx.objective import Denoise
+from cnx.task.training import Training
+
+Fit = Callable[..., tuple[Any, Trainer]]
+
+
+class SaveAt(Callback):
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self.step and not self.path.exists():
+            trainer.save_checkpoint(self.path)
+
+
+class Watch(Callback):
+    """What is trained, at which rate and from how many micro-batches, in each optimizer step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Any]] = []
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self.steps.append(
+            {
+                "step": trainer.global_step,
+                "trained": {name for name, p in pl_module.named_parameters() if p.grad is not None},
+                "lrs": [group["lr"] for group in optimizer.param_groups],
+                "eps": {group["eps"] for group in optimizer.param_groups},
+                "accumulated": trainer.accumulate_grad_batches,
+                "micro_batches": trainer.fit_loop.epoch_loop.batch_progress.total.started,
+            }
+        )
+
+
+class Verdict(Probe):
+    """A probe whose samples need no drawing: it converges at step 2, which step 4 confirms."""
+
+    def __init__(self) -> None:
+        super().__init__(condition=None, sampler=None)  # type: ignore[arg-type]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if all(record.step != step for record in self.history):
+            self.history.append(ProbeRecord(step, 0.0, 0.0, 0.2 if step < 2 else 0.7))
+
+
+def final(module: Any) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+SWITCHES = [
+    {"when": 2, "links": "all", "accumulate_grad_batches": 2},
+    {"when": 4, "unlock": "decoder", "lr": 3e-3},
+    {"when": 6, "unlock": "all", "links": "mid"},
+    {"when": 7, "unlock": None, "links": "all", "stop_after": 2},
+]
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4, 6, 8])
+def test_a_resumed_run_equals_the_uninterrupted_one(fit_training: Fit, tmp_path: Path, at: int) -> None:
+    settings = {"links": "mid", "max_steps": 12}
+    whole, trainer = fit_training(Phases(SWITCHES), SaveAt(at, tmp_path / "at.ckpt"), name="whole", **settings)
+    assert trainer.global_step == 9, "stopped two steps after step 7"
+    resumed, trainer = fit_training(Phases(SWITCHES), name="resumed", ckpt_path=tmp_path / "at.ckpt", **settings)
+    assert trainer.global_step == 9
+    wanted = final(whole)
+    assert final(resumed).keys() == wanted.keys()
+    for name, parameter in final(resumed).items():
+        assert torch.equal(parameter, wanted[name]), name
+    assert resumed.micro_batch == whole.micro_batch
+    begun = [json.loads((tmp_path / name / "phases.json").read_text()) for name in ("whole", "resumed")]
+    assert begun[0] == begun[1] and [phase["step"] for phase in begun[0]] == [2, 4, 6, 7]
+
+
+def test_each_phase_changes_what_it_names_from_its_step_on(
+    fit_training: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watch, table = Watch(), MetricsCSV(tmp_path / "run")
+    module, _ = fit_training(Phases(SWITCHES), watch, links="mid", max_steps=12, logger=table)
+
+    def trained(step: int) -> set[str]:
+        return {name.split(".")[1] + "." + name.split(".")[2] for name in watch.steps[step]["trained"]}
+
+    skips, decoder, encoder = "branch.controlnet_down_blocks", "base.unet", "down_blocks"
+    assert skips not in trained(0) and skips in trained(2) and skips not in trained(6) and skips in trained(7)
+    assert [decoder in trained(step) for step in range(9)] == [False] * 4 + [True] * 3 + [False] * 2
+    encoded = [any(f"base.unet.{encoder}" in name for name in step["trained"]) for step in watch.steps]
+    assert encoded == [False] * 6 + [True] + [False] * 2
+    assert [set(step["lrs"]) for step in watch.steps] == [{1e-3}] * 4 + [{3e-3}] * 5
+    assert {eps for step in watch.steps for eps in step["eps"]} == {1e-14}
+    assert [step["accumulated"] for step in watch.steps] == [1, 1] + [2] * 7
+    assert [step["micro_batches"] for step in watch.steps] == [1, 2, 4, 6, 8, 10, 12, 14, 16]
+
+    rows = [row for row in csv.DictReader((tmp_path / "run" / "metrics.csv").open()) if row["phase"]]
+    clocks = [(row["phase"], row["optimizer_step"], row["micro_batch"], row["samples_seen"]) for row in rows]
+    assert clocks == [("1", "2", "2", "4"), ("2", "4", "6", "12"), ("3", "6", "10", "20"), ("4", "7", "12", "24")]
+    begun = json.loads((tmp_path / "run" / "phases.json").read_text())
+    assert begun[1] == {"phase": 2, "step": 4, "when": 4, "changed": {"unlock": "decoder", "lr": 3e-3}}
+    assert "phase 1 at step 2: links all, accumulate_grad_batches 2\n" in capsys.readouterr().out
+
+
+def test_a_gradient_of_before_the_change_is_no_part_of_the_step_after_it(fit_training: Fit) -> None:
+    """At micro-batch 3 an accumulation of 4 begins; Lightning clears gradients at multiples of 4 alone."""
+
+    class Clear(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            if trainer.global_step == 3:
+                trainer.optimizers[0].zero_grad()
+
+    phases = [{"when": 3, "accumulate_grad_batches": 4}]
+    ours, _ = fit_training(Phases(phases), max_steps=4)
+    cleared, _ = fit_training(Phases(phases), Clear(), max_steps=4)
+    assert ours.micro_batch == 4, "the first step after the change is filled up from the epoch's beginning"
+    assert all(torch.equal(a, b) for a, b in zip(final(ours).values(), final(cleared).values(), strict=True))
+
+
+def test_what_begins_to_be_trained_takes_the_rate_of_the_phase_or_of_the_model_or_of_the_branch(
+    fit_training: Fit,
+) -> None:
+    def rates(phase: dict[str, Any], unlocked_lr: float | None) -> list[float]:
+        watch = Watch()
+        phases = [{"when": 0, "lr": 2e-3}, {"when": 1, "unlock": "decoder", **phase}]
+        fit_training(Phases(phases), watch, max_steps=2, unlocked_lr=unlocked_lr)
+        return watch.steps[1]["lrs"]
+
+    assert rates({}, None) == [2e-3, 2e-3]
+    assert rates({}, 5e-4) == [2e-3, 5e-4]
+    assert rates({"lr": 4e-3}, 5e-4) == [4e-3, 4e-3]
+
+
+@pytest.mark.parametrize("at", [3, 5])
+def test_a_phase_can_wait_for_convergence(fit_training: Fit, tmp_path: Path, at: int) -> None:
+    def callbacks() -> list[Callback]:
+        return [Verdict(), Phases([{"when": "converged", "links": "all"}])]
+
+    whole, trainer = fit_training(*callbacks(), SaveAt(at, tmp_path / "at.ckpt"), links="mid", max_steps=6)
+    resumed, _ = fit_training(*callbacks(), name="resumed", ckpt_path=tmp_path / "at.ckpt", links="mid", max_steps=6)
+    assert json.loads((tmp_path / "resumed" / "phases.json").read_text())[0]["step"] == 4
+    assert whole.model.links == "all"
+    assert all(torch.equal(a, b) for a, b in zip(final(whole).values(), final(resumed).values(), strict=True))
+
+
+def test_a_phase_that_cannot_be_is_said_in_a_line_before_training() -> None:
+    for phase, named in (
+        ({"links": "all"}, "phases[0]: when is missing"),
+        ({"when": "soon"}, "phases[0].when=soon: must be an optimizer step, or converged"),
+        ({"when": -1}, "phases[0].when=-1"),
+        ({"when": 3, "link": "all"}, "phases[0].link: no such key; there are when, links"),
+        ({"when": 3, "links": "some"}, "phases[0].links=some: must be all or mid"),
+        ({"when": 3, "unlock": "encoder"}, "phases[0].unlock=encoder: must be decoder, all or null"),
+        ({"when": 3, "lr": 0}, "phases[0].lr=0"),
+        ({"when": 3, "accumulate_grad_batches": 0.5}, "phases[0].accumulate_grad_batches=0.5"),
+        ({"when": 3, "stop_after": 0}, "phases[0].stop_after=0"),
+    ):
+        with pytest.raises(InputError) as error:
+            Phases([phase])
+        assert named in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(InputError, match=r"phases\[0\].when=converged: no callback.probe"):
+        Phases([{"when": "converged"}]).check(probed=False)
+    Phases([{"when": "converged"}]).check(probed=True)
+
+
+def test_a_run_that_goes_on_keeps_the_phases_it_has_begun_and_may_get_others(fit_training: Fit, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "at.ckpt"
+    first = {"when": 1, "links": "all", "stop_after": 2}
+    fit_training(Phases([first]), SaveAt(3, checkpoint), links="mid", max_steps=9)
+    with pytest.raises(InputError, match=r"phases\[0\].stop_after=2: has ended the run at step 3"):
+        Phases([first]).check(probed=False, checkpoint=checkpoint)
+    with pytest.raises(InputError, match=r"phases\[0\]: began at step 1 as"):
+        Phases([{"when": 1, "unlock": "all"}]).check(probed=False, checkpoint=checkpoint)
+    with pytest.raises(InputError, match=r"phases\[0\]: began at step 1 as"):
+        Phases([]).check(probed=False, checkpoint=checkpoint)
+    more = [{"when": 1, "links": "all"}, {"when": 2, "lr": 1e-5}]
+    Phases(more).check(probed=False, checkpoint=checkpoint)
+    _, trainer = fit_training(Phases(more), name="more", ckpt_path=checkpoint, links="mid", max_steps=6)
+    assert trainer.global_step == 6
+    begun = json.loads((tmp_path / "more" / "phases.json").read_text())
+    assert [(phase["phase"], phase["step"]) for phase in begun] == [(1, 1), (2, 3)]
+
+
+@pytest.fixture
+def fit_training(toy_model: Callable[[], Any], toy_data: Callable[[], Any], tmp_path: Path) -> Fit:
+    """Train the toy by the real training step in `tmp_path/name`; its wiring and trainer settings as keywords."""
+
+    def run(
+        *callbacks: Callback,
+        name: str = "run",
+        ckpt_path: Path | None = None,
+        links: Any = "all",
+        unlocked_lr: float | None = None,
+        **settings: Any,
+    ) -> tuple[Training, Trainer]:
+        model = toy_model()
+        model.link(links)
+        model.unlocked_lr = unlocked_lr
+        training = Training(
+            model=model,
+            objective=Denoise(),
+            optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-3, eps=1e-14, fused=True),
+            null_text=torch.zeros(1, 5, 8),
+            prompt_dropout=0.5,
+            seed=0,
+            log_every_n_steps=1,
+        )
+        trainer = Trainer(
+            **{"max_epochs": -1, "logger": False, **settings},
+            callbacks=list(callbacks),
+            accelerator="cpu",
+            enable_progress_bar=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path / name,
+        )
+        trainer.fit(training, datamodule=toy_data(), ckpt_path=ckpt_path, weights_only=False)
+        return training, trainer
+
+    return run
