@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,6 +15,7 @@ from torch import Tensor
 from cnx.callback import MetricsCSV, Phases, Probe, ProbeRecord
 from cnx.errors import InputError
 from cnx.objective import Denoise
+from cnx.sampler import DDIM
 from cnx.task.training import Training
 
 Fit = Callable[..., tuple[Any, Trainer]]
@@ -199,6 +201,34 @@ def test_a_run_that_goes_on_keeps_the_phases_it_has_begun_and_may_get_others(fit
     assert trainer.global_step == 6
     begun = json.loads((tmp_path / "more" / "phases.json").read_text())
     assert [(phase["phase"], phase["step"]) for phase in begun] == [(1, 1), (2, 3)]
+
+
+class Brightness:
+    """A condition that asks for bright pictures, whatever the map."""
+
+    def fidelity(self, drawn: np.ndarray, wanted: np.ndarray) -> float:
+        return float(drawn.mean() / 255)
+
+    fidelity_exact = fidelity
+
+
+def test_a_probe_measures_a_trained_base_against_what_it_draws_alone_now(fit_training: Fit) -> None:
+    """The branch's zero convolutions never move, so there is no control, however far the base goes."""
+
+    class HoldBranch(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+            for parameter in optimizer.param_groups[0]["params"]:
+                parameter.grad = None
+
+    sampler = DDIM(steps=2, guidance=2.0)
+    probe = Probe(Brightness(), sampler, items=2, every=2, gain_every=1)
+    phases = Phases([{"when": 1, "unlock": "all", "lr": 0.05}])
+    module, _ = fit_training(probe, phases, HoldBranch(), max_steps=4, devices=1)
+    assert module.model.base_trained
+    assert [record.gain for record in probe.gains] == pytest.approx([0.0] * 5, abs=1e-6)
+    first, *_, last = probe.history
+    assert first.raw != last.raw, "the base has gone somewhere"
+    assert probe.floor is not None and probe.floor.raw == last.raw
 
 
 @pytest.fixture

@@ -1,0 +1,235 @@
+"""Every model with every init: composed, trained, saved, loaded, sampled; and real runs of each model."""
+
+import csv
+import json
+import os
+import signal
+import sys
+import types
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning import Callback, Trainer
+from omegaconf import DictConfig, open_dict
+from PIL import Image
+from safetensors.torch import load_file
+
+import run
+from cnx.base import Base
+from cnx.data.module import ControlData
+from cnx.errors import InputError
+from cnx.init import GaussianControl
+from cnx.task.train import build, make_training
+
+REPOSITORY = Path(run.__file__).parent
+MODELS = sorted(file.stem for file in (REPOSITORY / "conf" / "model").glob("*.yaml"))
+INITS = sorted(file.stem for file in (REPOSITORY / "conf" / "init").glob("*.yaml"))
+LIGHT = ("lite", "mlp")
+SMALL = [
+    "logger=none",
+    "data.limit=40",
+    "data.heldout=0.2",
+    "data.batch_size=2",
+    "trainer.precision=32-true",
+    "trainer.log_every_n_steps=1",
+    "callback.probe.items=1",
+    "callback.probe.every=3",
+    "callback.probe.gain_every=1",
+    "sampler.steps=1",
+]
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One working directory for all runs, so that data and cache are made once."""
+    return tmp_path_factory.mktemp("workplace")
+
+
+@pytest.fixture(autouse=True)
+def in_workplace(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+
+
+def composed(*overrides: str, whole: bool = False) -> DictConfig:
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        return compose("config", overrides=[*overrides], return_hydra_config=whole)
+
+
+def launch(*overrides: str) -> Path:
+    """Do in this process what `python run.py <overrides>` does; returns the newest run folder."""
+    cfg = composed(*overrides, whole=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    run.execute(cfg)
+    return max(Path("runs").glob("*/*"), key=lambda folder: folder.stat().st_mtime_ns)
+
+
+@pytest.fixture(scope="session")
+def data(workplace: Path, tiny: Base) -> ControlData:
+    os.chdir(workplace)
+    prepared: ControlData = instantiate(composed(*SMALL).data)
+    prepared.prepare(tiny)
+    return prepared
+
+
+@pytest.fixture(scope="session")
+def trained_before(workplace: Path) -> dict[str, Path]:
+    """For init.path: a branch of each model."""
+    for name in MODELS:
+        base, model = build(composed(*SMALL, f"model={name}", "init=random_control"))
+        GaussianControl(std=0.05)(base, model.branch)
+        model.save(workplace / "trained" / name)
+    return {name: workplace / "trained" / name for name in MODELS}
+
+
+@pytest.mark.parametrize(("name", "init"), list(product(MODELS, INITS)))
+def test_every_model_with_every_init_trains_and_is_saved_loaded_and_sampled(
+    name: str, init: str, data: ControlData, trained_before: dict[str, Path], tmp_path: Path
+) -> None:
+    given = [f"init.path={trained_before[name]}"] if init == "pretrained" else []
+    cfg = composed(*SMALL, f"model={name}", f"init={init}", *given)
+    torch.manual_seed(0)
+    if name in LIGHT and init == "sd_copy":
+        with pytest.raises(InputError, match="init=random_control"):
+            build(cfg)
+        return
+    base, model = build(cfg)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    batch = next(iter(data.train_dataloader()))
+    once = dict(x_t=batch.latents, t=torch.tensor([10, 700]), text=batch.text, control=batch.control)
+    with torch.no_grad():
+        same = torch.equal(model(**once), model(**once, strength=0))
+    assert same == (init in ("sd_copy", "scratch", "random_control"))
+
+    settings: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer: Trainer = instantiate(cfg.trainer, max_steps=2, **settings)
+    trainer.fit(make_training(cfg, model, data), datamodule=data)
+    after = model.state_dict()
+    moved = {key for key, tensor in after.items() if not torch.equal(tensor, before[key])}
+    assert {key for key in moved if key.startswith("branch.controlnet_mid_block.")}
+    assert not {key for key in moved if key.startswith("skips.")}
+    of_base = {key.split(".")[2] for key in moved if key.startswith("base.")}
+    assert of_base == ({"up_blocks", "conv_norm_out", "conv_out"} if name == "large_scale" else set())
+
+    if base.path is None:
+        base.save(tmp_path / "base")  # as a run does when it begins
+    model.save(tmp_path)
+    assert (tmp_path / "base").is_dir() == (name == "large_scale" or init == "scratch")
+    _, loaded = build(cfg, tmp_path)
+    loaded.load(tmp_path)
+    noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    arguments = (batch.text, data.null_text, batch.control, noise)
+    sampler = instantiate(cfg.sampler)
+    drawn = sampler(model.eval(), *arguments)
+    torch.testing.assert_close(sampler(loaded.eval(), *arguments), drawn)
+    assert drawn.isfinite().all() and not torch.equal(drawn, sampler(model, *arguments, 0.0))
+    if name not in LIGHT:
+        saved = ControlNetModel.from_pretrained(tmp_path / "controlnet")
+        assert isinstance(saved, ControlNetModel)
+        links = saved(*once.values(), return_dict=False)
+        ours = loaded.control(**once)
+        for theirs, link in zip((*links[0], links[1]), (*ours.down, ours.mid), strict=True):
+            torch.testing.assert_close(theirs, link, rtol=1e-4, atol=1e-4)  # in another memory layout
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "full"])
+def test_a_run_of_every_model_can_be_sampled_and_by_plain_diffusers_where_it_is_a_controlnet(name: str) -> None:
+    init = "random_control" if name in LIGHT else "sd_copy"
+    folder = launch(f"model={name}", f"init={init}", "trainer.max_steps=2", *SMALL)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["model"], summary["init"], summary["optimizer_steps"]) == (name, init, 2)
+    control = Path("data/birds-128/source/3.png")
+    launch("task=sample", f"run={folder}", f"control={control}", "prompt=a red bird", "out=ours.png", "seed=5",
+           "sampler.steps=3")  # fmt: skip
+    ours = np.asarray(Image.open("ours.png")).astype(float) / 255
+    assert ours.std() > 0.01
+    if name in LIGHT:
+        return
+    pipeline = StableDiffusionControlNetPipeline.from_pretrained(
+        folder / "base" if name == "large_scale" else REPOSITORY / "pretrained" / "tiny",
+        controlnet=ControlNetModel.from_pretrained(folder / "controlnet"),
+        torch_dtype=torch.float32,
+        safety_checker=None,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline(
+        "a red bird",
+        image=Image.open(control),
+        num_inference_steps=3,
+        guidance_scale=4.0,
+        generator=torch.Generator().manual_seed(5),
+        output_type="np",
+    )[0][0]  # pyright: ignore[reportIndexIssue, reportArgumentType]
+    assert np.abs(ours - drawn).max() < 1.5 / 255
+
+
+class PressCtrlC(Callback):
+    """A user who has seen enough at some optimizer step."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.pressed = step, False
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == self.step and not self.pressed:
+            self.pressed = True
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def rows(folder: Path) -> list[tuple[str, str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return sorted((row["optimizer_step"], name, cell) for row in csv.DictReader(file) for name, cell in row.items()
+                      if cell and name not in ("optimizer_step", "micro_batch", "samples_seen"))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["model=large_scale"],
+        ["model=small_scale", "phases=[{when: 2, links: all, accumulate_grad_batches: 2}, {when: 4, unlock: decoder}]"],
+    ],
+    ids=["large_scale", "phases"],
+)
+def test_resuming_a_trained_base_equals_never_stopping(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    users = types.ModuleType("users")
+    users.PressCtrlC = PressCtrlC  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "users", users)
+    arguments = [*arguments, "trainer.max_steps=6", *SMALL]
+    whole = launch(*arguments)
+    stopped = launch(*arguments, "+callback.user={_target_: users.PressCtrlC, step: 2}")
+    assert not (stopped / "base").exists() and not (stopped / "summary.json").exists()
+    monkeypatch.setattr(PressCtrlC, "on_train_batch_start", lambda *_: None)
+    assert launch(f"resume={stopped}") == stopped
+    for part in ("controlnet", "base/unet", "base/vae"):
+        file = f"{part}/diffusion_pytorch_model.safetensors"
+        ours, theirs = load_file(stopped / file), load_file(whole / file)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), part
+    assert rows(stopped) == rows(whole)
+    if "phases" in arguments[1]:
+        assert [begun["step"] for begun in json.loads((stopped / "phases.json").read_text())] == [2, 4]
+        assert (whole / "phases.json").read_bytes() == (stopped / "phases.json").read_bytes()
+        return
+    # A finished run that goes on takes up its trained base, too.
+    launch(f"resume={stopped}", "trainer.max_steps=7")
+    longer = launch(*[argument.replace("max_steps=6", "max_steps=7") for argument in arguments])
+    ours, theirs = (load_file(at / "base/unet/diffusion_pytorch_model.safetensors") for at in (stopped, longer))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_bad_phases_leave_nothing_behind(tmp_path: Path) -> None:
+    before = sorted(Path("runs").glob("*/*"))
+    for phases, named in (
+        ("phases=[{when: converged, links: all}]", r"phases\[0\].when=converged: no callback.probe"),
+        ("phases=[{when: 1, link: all}]", r"phases\[0\].link: no such key"),
+    ):
+        with pytest.raises(SystemExit, match=named):
+            launch(phases, "~callback.probe", *[given for given in SMALL if "probe" not in given])
+    assert sorted(Path("runs").glob("*/*")) == before
