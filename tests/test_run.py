@@ -34,6 +34,7 @@ SMALL = [
     "callback.probe.items=2",
     "callback.probe.every=2",
     "callback.probe.gain_every=1",
+    "callback.probe.budget=null",
     "sampler.steps=2",
 ]
 PRETRAIN = [

@@ -21,7 +21,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from cnx.callback.interrupt import Interrupt
+from cnx.callback.spacing import Cost, Spacing
 from cnx.data.module import Batch, HeldOut
+from cnx.errors import InputError
 from cnx.metric import calibrate, is_degenerate
 from cnx.model import Controlled
 from cnx.report import sample_grid, save_image
@@ -54,6 +56,7 @@ class Score:
 
     raw: float
     exact: float
+    items: tuple[float, ...] = ()  # the raw one of each item, for paired comparisons between runs
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class ProbeRecord:
     raw: float
     exact: float
     calibrated: float
+    items: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,14 +96,21 @@ class _Fixed:
 class Probe(Callback):
     """Samples the same held-out items with the same noise again and again, and measures how well they obey their maps.
 
-    A probe is made at step 0, at every `every`-th optimizer step and after the last one (not after an interrupted run:
-    that goes on later). In between, control gain is measured on those items, each at its own fixed t and eps. The
+    A probe is made at step 0, at every `every`-th optimizer step, where control gain rises, and after the last step
+    (not after an interrupted run: that goes on later); `Spacing` says exactly when, and keeps all of it within `budget`.
+    Every `gain_every` steps control gain is measured on those items, each at its own fixed t and eps. The
     floor (samples at strength 0), the ceiling (the VAE's reconstructions) and the loss without control are measured
     once, at the start: they hold as long as the base is locked. Once it is trained, the floor is drawn again for each
     probe (`probe.json` has the last one's) and the loss without control for each gain.
 
     Training is not disturbed: the global random state and every module's mode are afterwards what they were, so a run
     with probes learns the same weights as one without. Only the process of rank zero probes.
+
+    The budget is one of time, and time differs from one run to the next. So what a probe costs in optimizer steps is
+    measured once, on the first steps, and kept in checkpoints. From then on the steps that are probed follow from the
+    curve of control gain and the length of the run alone, and a resumed run makes the probes that it would have made
+    uninterrupted. Two runs with one configuration learn the same weights, but one may have a probe more than the
+    other; with `budget: null` no time is measured, and they have the same.
 
     Writes to `samples/` in the run folder (`trainer.default_root_dir`): `heldout.npz` (control, target, reconstruction,
     floor: UInt8 "n H W 3"; prompts; index), and at each probe `step_000400.png`, `step_000400.npz` (samples: UInt8
@@ -110,14 +121,20 @@ class Probe(Callback):
         condition: judges samples against control maps.
         sampler: draws them.
         items: how many held-out items.
-        every: optimizer steps between probes.
+        every: optimizer steps between regular probes.
         gain_every: optimizer steps between measurements of control gain.
+        adaptive: whether there are probes between the regular ones, where control gain rises.
+        budget: the share of the time of training that probes and gains may take, in (0, 1); null is no limit.
         seed: of the noise, the timesteps and eps.
         grid_rows: items shown in the grid; all are measured.
 
     Attributes:
         history: the probes so far, those before a resume included; also `gains`, `floor` and `ceiling`.
         seconds: wall time spent in probes and gains by this process.
+        share: of the time of training, resumes included, that went into probes and gains; known when training has ended.
+
+    Raises:
+        InputError: `budget` is not between 0 and 1.
     """
 
     def __init__(
@@ -127,14 +144,17 @@ class Probe(Callback):
         items: int = 16,
         every: int = 400,
         gain_every: int = 50,
+        adaptive: bool = True,
+        budget: float | None = 0.1,
         seed: int = 0,
         grid_rows: int = 8,
     ) -> None:
+        if budget is not None and not 0 < budget < 1:
+            raise InputError(f"callback.probe.budget={budget}: a share of time lies between 0 and 1; null is no limit")
         self.condition = condition
         self.sampler = sampler
         self.items = items
-        self.every = every
-        self.gain_every = gain_every
+        self.spacing = Spacing(every, gain_every, adaptive, budget)
         self.seed = seed
         self.grid_rows = grid_rows
         self.history: list[ProbeRecord] = []
@@ -144,6 +164,12 @@ class Probe(Callback):
         self.seconds = 0.0
         self._fixed: _Fixed | None = None
         self._seen_step = -1
+        self.share = 0.0
+        self._began = time.monotonic()
+        self._cost: Cost | None = None
+        self._took = {"start": 0.0, "probe": 0.0, "gain": 0.0}  # seconds, of the first of each
+        self._earlier = {"watching": 0.0, "training": 0.0}  # seconds, of the sittings before this one
+        self._said: set[str] = set()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -151,6 +177,9 @@ class Probe(Callback):
             "gains": [asdict(record) for record in self.gains],
             "floor": self.floor and asdict(self.floor),
             "ceiling": self.ceiling and asdict(self.ceiling),
+            "cost": self._cost and asdict(self._cost),
+            "took": self._took,
+            "earlier": self._so_far(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -158,11 +187,21 @@ class Probe(Callback):
         self.gains = [GainRecord(**record) for record in state_dict["gains"]]
         self.floor = Score(**state_dict["floor"]) if state_dict["floor"] else None
         self.ceiling = Score(**state_dict["ceiling"]) if state_dict["ceiling"] else None
+        self._cost = Cost(**state_dict["cost"]) if state_dict["cost"] else None
+        self._took = state_dict["took"]
+        self._earlier = state_dict["earlier"]
+
+    def _so_far(self) -> dict[str, float]:
+        sitting = time.monotonic() - self._began
+        return {"watching": self._earlier["watching"] + self.seconds, "training": self._earlier["training"] + sitting}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        with self._aside(trainer, pl_module) as run:
+        steps = trainer.estimated_stepping_batches  # inf, or -1, where nothing bounds the run
+        self._steps = int(steps) if 0 < steps < float("inf") else None
+        self._began, self._first = time.monotonic(), None
+        with self._aside(trainer, pl_module, "start") as run:
             self._prepare(trainer, run)
         self._watch(trainer, pl_module)
 
@@ -177,31 +216,93 @@ class Probe(Callback):
             return
         # A run that ends by epochs, by the clock or early: no step knew that it was the last.
         if not self.history or self.history[-1].step != trainer.global_step:
-            with self._aside(trainer, pl_module) as run:
-                self._measure_gain(trainer, run)
-                self._probe(trainer, run)
+            self._measure(trainer, pl_module, gain_due=self._without_gain(trainer.global_step), probe_due=True)
+        so_far = self._so_far()
+        self.share = so_far["watching"] / so_far["training"]
 
     def _watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Whatever is due at this optimizer step, unless it was done before the run was stopped and resumed."""
         self._seen_step = step = trainer.global_step
-        # The last step's probe is made here, not in on_train_end, so that the last checkpoint knows of it.
-        probe_due = step % self.every == 0 or step == trainer.max_steps
-        probe_due = probe_due and all(record.step != step for record in self.history)
-        gain_due = (probe_due or step % self.gain_every == 0) and all(record.step != step for record in self.gains)
         # Someone who wants to stop does not wait for a probe; the resumed run makes it up.
-        if _interrupted(trainer) or not (probe_due or gain_due):
+        if _interrupted(trainer):
             return
-        with self._aside(trainer, pl_module) as run:
-            if gain_due:
+        # The last step's probe is made here, not in on_train_end, so that the last checkpoint knows of it.
+        regular = step % self.spacing.every == 0 or step == trainer.max_steps
+        gain_due = (regular or step % self.spacing.gain_every == 0) and self._without_gain(step)
+        if gain_due:
+            self._measure_cost(step, pl_module)
+        probe_due = regular and all(record.step != step for record in self.history)
+        if probe_due and step not in (0, trainer.max_steps):
+            probe_due = self._fits_in(step)
+        self._measure(trainer, pl_module, gain_due, probe_due)
+        if not probe_due and gain_due and self._asks_for_one(step):
+            self._measure(trainer, pl_module, gain_due=False, probe_due=True)
+        if self._first is None and step > 0:
+            self._first = step, time.monotonic(), self.seconds
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule, gain_due: bool, probe_due: bool) -> None:
+        if gain_due:
+            with self._aside(trainer, pl_module, "gain") as run:
                 self._measure_gain(trainer, run)
-            if probe_due:
+        if probe_due:
+            with self._aside(trainer, pl_module, "probe") as run:
                 self._probe(trainer, run)
 
+    def _without_gain(self, step: int) -> bool:
+        return all(record.step != step for record in self.gains)
+
+    def _measure_cost(self, step: int, pl_module: LightningModule) -> None:
+        """Once: how long watching takes, in optimizer steps, of which this sitting has made some."""
+        if self._cost or self.spacing.budget is None or self._first is None or not self._took["probe"]:
+            return
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        first_step, began, watched = self._first
+        seconds = (time.monotonic() - began - (self.seconds - watched)) / (step - first_step)
+        self._cost = Cost(**{what: took / seconds for what, took in self._took.items()})
+
+    def _horizon(self, step: int) -> int:
+        """The optimizer steps that the budget is reckoned over: the run's, or those so far if nothing bounds it."""
+        return step + 1 if self._steps is None else self._steps
+
+    def _fits_in(self, step: int) -> bool:
+        stride = self.spacing.stride(self._horizon(step), self._cost)
+        if step % stride == 0:
+            return True
+        self._say_once(f"no probe at every {self.spacing.every:,} steps, but at every {stride:,}: {self._price()}")
+        return False
+
+    def _asks_for_one(self, step: int) -> bool:
+        assert self.floor is not None and self.ceiling is not None
+        if is_degenerate(self.floor.raw, self.ceiling.raw):
+            return False  # fidelity is 0 whatever happens: there is no rise to bracket
+        probed = [record.step for record in self.history]
+        if not self.spacing.asks_for_one_between({record.step: record.gain for record in self.gains}, probed):
+            return False
+        if self.spacing.affords_one_between(self._horizon(step), self._cost, probed):
+            return True
+        self._say_once(f"no more probes between the regular ones: {self._price()}")
+        return False
+
+    def _price(self) -> str:
+        assert self._cost is not None and self.spacing.budget is not None
+        return (
+            f"more would take above {self.spacing.budget:.0%} of the run's time, "
+            f"since a probe takes that of {self._cost.probe:.1f} steps"
+        )
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            rich.get_console().print(line, highlight=False, markup=False, soft_wrap=True)
+
     @contextmanager
-    def _aside(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[Probed]:
+    def _aside(self, trainer: Trainer, pl_module: LightningModule, what: str) -> Iterator[Probed]:
         """The model in eval mode under training's autocast, leaving no trace in it or in the random state."""
         run = cast(Probed, pl_module)
         training = [module for module in run.model.modules() if module.training]
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)  # what is still under way is time of training
         start = time.monotonic()
         with isolate_rng(), torch.no_grad(), trainer.precision_plugin.forward_context():
             run.model.eval()
@@ -210,7 +311,9 @@ class Probe(Callback):
             finally:
                 for module in training:
                     module.training = True  # not .train(): a model may keep its base in eval mode
-        self.seconds += time.monotonic() - start
+        took = time.monotonic() - start
+        self.seconds += took
+        self._took[what] = self._took[what] or took
 
     def _prepare(self, trainer: Trainer, run: Probed) -> None:
         device = run.model.base.device
@@ -260,7 +363,7 @@ class Probe(Callback):
         samples = self._draw(run)
         score = self._score(samples)
         calibrated = calibrate(score.raw, floor.raw, ceiling.raw)
-        self.history.append(ProbeRecord(step, score.raw, score.exact, calibrated))
+        self.history.append(ProbeRecord(step, score.raw, score.exact, calibrated, score.items))
 
         folder = self._folder(trainer)
         line = (
@@ -324,10 +427,9 @@ class Probe(Callback):
         fixed = self._fixed
         assert fixed is not None
         pairs = list(zip(images, fixed.control, strict=True))
-        return Score(
-            raw=float(np.mean([self.condition.fidelity(drawn, wanted) for drawn, wanted in pairs])),
-            exact=float(np.mean([self.condition.fidelity_exact(drawn, wanted) for drawn, wanted in pairs])),
-        )
+        items = tuple(self.condition.fidelity(drawn, wanted) for drawn, wanted in pairs)
+        exact = float(np.mean([self.condition.fidelity_exact(drawn, wanted) for drawn, wanted in pairs]))
+        return Score(raw=float(np.mean(items)), exact=exact, items=items)
 
     def _folder(self, trainer: Trainer) -> Path:
         folder = Path(trainer.default_root_dir) / "samples"
@@ -338,6 +440,7 @@ class Probe(Callback):
         floor, ceiling = self.floor, self.ceiling
         assert floor is not None and ceiling is not None
         summary = {
+            "every": self.spacing.every,
             "floor": asdict(floor),
             "ceiling": asdict(ceiling),
             "degenerate": is_degenerate(floor.raw, ceiling.raw),

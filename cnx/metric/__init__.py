@@ -3,5 +3,14 @@
 from cnx.metric.convergence import Convergence, find_convergence
 from cnx.metric.edge import edge_f1
 from cnx.metric.fidelity import calibrate, is_degenerate
+from cnx.metric.plateau import Plateau, find_plateau
 
-__all__ = ["Convergence", "calibrate", "edge_f1", "find_convergence", "is_degenerate"]
+__all__ = [
+    "Convergence",
+    "Plateau",
+    "calibrate",
+    "edge_f1",
+    "find_convergence",
+    "find_plateau",
+    "is_degenerate",
+]

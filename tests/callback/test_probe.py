@@ -2,6 +2,7 @@ import csv
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from cnx.callback import Interrupt, MetricsCSV, Probe
 from cnx.data.module import Batch
+from cnx.errors import InputError
 from cnx.metric import calibrate
 from cnx.sampler import DDIM
 
@@ -48,7 +50,8 @@ class CarelessDDIM(DDIM):
 
 def probe(**settings: Any) -> Probe:
     sampler = settings.pop("sampler", DDIM(steps=2, guidance=2.0, chunk=2))
-    return Probe(Likeness(), sampler, **{"items": 3, "every": 2, "gain_every": 1, **settings})
+    plain = {"items": 3, "every": 2, "gain_every": 1, "adaptive": False, "budget": None}
+    return Probe(Likeness(), sampler, **{**plain, **settings})
 
 
 def steps(records: list[Any]) -> list[int]:
@@ -169,6 +172,100 @@ def test_a_resumed_run_has_the_history_of_one_that_was_never_stopped(fit: Fit, t
     assert (resumed.floor, resumed.ceiling) == (whole.floor, whole.ceiling)
     summary = json.loads((tmp_path / "whole" / "samples" / "probe.json").read_text())
     assert [record["step"] for record in summary["probes"]] == [0, 2, 4]
+
+
+class ScriptedGain(Probe):
+    """A probe that finds control gains of our choice, a plateau and then a rise, and a ceiling above the floor."""
+
+    span = 0.5
+
+    def _prepare(self, trainer: Trainer, run: Any) -> None:
+        super()._prepare(trainer, run)
+        assert self.floor is not None
+        self.ceiling = replace(self.floor, raw=self.floor.raw + self.span)
+
+    def _measure_gain(self, trainer: Trainer, run: Any) -> None:
+        super()._measure_gain(trainer, run)
+        step = trainer.global_step
+        self.gains[-1] = replace(self.gains[-1], gain=0.001 * (step % 2) + max(0.0, 0.05 * (step - 7)))
+
+
+def test_where_control_gain_rises_there_are_more_probes_and_a_resumed_run_makes_the_same(
+    fit: Fit, tmp_path: Path
+) -> None:
+    def adaptive() -> Probe:
+        plain = {"items": 2, "every": 12, "gain_every": 1, "budget": None}
+        return ScriptedGain(Likeness(), DDIM(steps=1, guidance=2.0, chunk=2), **plain)
+
+    saved = tmp_path / "saved.ckpt"
+    whole, resumed = adaptive(), adaptive()
+    fit(whole, SaveAt(9, saved), max_steps=15)
+    # 0.05 at step 8, then whenever it has grown by more than a quarter.
+    assert steps(whole.history) == [0, 8, 9, 10, 11, 12, 14, 15]
+    fit(resumed, max_steps=15, ckpt_path=saved)
+    assert steps(resumed.history) == steps(whole.history)
+
+
+def test_a_base_that_can_draw_nothing_is_not_probed_for_a_rise(fit: Fit) -> None:
+    watched = ScriptedGain(Likeness(), DDIM(steps=1, chunk=2), items=2, every=12, gain_every=1, budget=None)
+    watched.span = 0.0
+    fit(watched, max_steps=15)
+    assert steps(watched.history) == [0, 12, 15]
+
+
+class Slow(DDIM):
+    """Takes its time, as a clock of our own tells it."""
+
+    def __init__(self, clock: "Clock", seconds: float) -> None:
+        super().__init__(steps=1, guidance=2.0)
+        self.clock, self.seconds = clock, seconds
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.clock.now += self.seconds
+        return super().__call__(*args, **kwargs)
+
+
+class Clock(Callback):
+    """Time that passes by a second at each optimizer step, and when someone says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr("cnx.callback.probe.time.monotonic", lambda: self.now)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.now += 1.0
+
+
+def test_probes_stay_within_their_share_of_the_time_and_what_is_left_out_is_said_once(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock, saved = Clock(monkeypatch), tmp_path / "saved.ckpt"
+    # 20 of 40 seconds may go to floor and probes of 3 seconds each: to six of them, three besides the first and the last.
+    settings = {"items": 2, "every": 2, "gain_every": 1, "adaptive": True, "budget": 0.5}
+    whole = ScriptedGain(Likeness(), Slow(clock, 3.0), **settings)
+    fit(clock, whole, SaveAt(9, saved), max_steps=20)
+    assert steps(whole.history) == [0, 6, 12, 18, 20]
+    assert whole.share == pytest.approx((1 + 5) * 3 / (20 + 18))
+    said = capsys.readouterr().out
+    assert said.count("no probe at every 2 steps, but at every 6: more would take above 50% of the run's time") == 1
+    assert said.count("no more probes between the regular ones") == 1
+
+    # The price is in the checkpoint: on a machine of another speed the same probes are made.
+    clock.now = 0.0
+    resumed = ScriptedGain(Likeness(), Slow(clock, 0.1), **settings)
+    fit(clock, resumed, max_steps=20, ckpt_path=saved)
+    assert steps(resumed.history) == steps(whole.history)
+    assert resumed.share == pytest.approx((3 * 3 + 3 * 0.1) / (20 + 9 + 0.3), abs=0.02)
+
+    cheap = ScriptedGain(Likeness(), Slow(clock, 0.5), **settings)
+    fit(clock, cheap, max_steps=20)
+    assert set(range(0, 21, 2)) < set(steps(cheap.history)) and 0 < cheap.share <= 0.5
+
+
+@pytest.mark.parametrize("budget", [0.0, 1.0, 10.0])
+def test_a_budget_that_is_no_share_is_refused(budget: float) -> None:
+    with pytest.raises(InputError, match="callback.probe.budget"):
+        probe(budget=budget)
 
 
 def test_a_finished_run_has_nothing_left_to_draw(fit: Fit, tmp_path: Path) -> None:
