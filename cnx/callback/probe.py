@@ -24,7 +24,7 @@ from cnx.callback.interrupt import Interrupt
 from cnx.callback.spacing import Cost, Spacing
 from cnx.data.module import Batch, HeldOut
 from cnx.errors import InputError
-from cnx.metric import calibrate, is_degenerate
+from cnx.metric import Convergence, calibrate, find_convergence, is_degenerate
 from cnx.model import Controlled
 from cnx.report import sample_grid, save_image
 from cnx.sampler import DDIM
@@ -131,7 +131,7 @@ class Probe(Callback):
     Attributes:
         history: the probes so far, those before a resume included; also `gains`, `floor` and `ceiling`.
         seconds: wall time spent in probes and gains by this process.
-        share: of the time of training, resumes included, that went into probes and gains; known when training has ended.
+        share: of the time of training, resumes included, that went into probes and gains; known when it has ended.
 
     Raises:
         InputError: `budget` is not between 0 and 1.
@@ -190,6 +190,14 @@ class Probe(Callback):
         self._cost = Cost(**state_dict["cost"]) if state_dict["cost"] else None
         self._took = state_dict["took"]
         self._earlier = state_dict["earlier"]
+
+    def convergence(self) -> Convergence:
+        """When the model began to obey, by the probes so far; it must stay for a regular distance of probes."""
+        return find_convergence(
+            [record.step for record in self.history],
+            [record.calibrated for record in self.history],
+            span=self.spacing.every,
+        )
 
     def _so_far(self) -> dict[str, float]:
         sitting = time.monotonic() - self._began

@@ -14,23 +14,30 @@ class Convergence:
         before: the probe before it; convergence lies in (before, step]. None if the very first probe converged.
         quarter: the first probe at 0.25 or more.
         three_quarters: the first probe at 0.75 or more; its distance to `quarter` says how sudden control was.
+        lost: the probe from which fidelity was below 0.5 again up to the last one; None if it is not.
     """
 
     step: int | None
     before: int | None
     quarter: int | None
     three_quarters: int | None
+    lost: int | None = None
 
 
-def find_convergence(steps: Sequence[int], calibrated: Sequence[float | None]) -> Convergence:
+def find_convergence(steps: Sequence[int], calibrated: Sequence[float | None], span: int = 0) -> Convergence:
     """The first probe whose calibrated fidelity is at least 0.5 and stays there for the next two probes.
 
-    Both of those probes must exist: a run that crosses 0.5 at its last probe has not shown that it stays.
-    None and NaN are probes that were not made: they are left out and neither confirm nor refute.
+    Both of those probes must exist: a run that crosses 0.5 at its last probe has not shown that it stays. Where probes
+    are dense, as they are where control gain rises, two of them may follow within a moment; so fidelity must stay for
+    at least `span` steps too, at every probe in them and at the first after them. With `span` the distance of regular
+    probes, those between can put off the verdict on a crossing but not hasten it, and where there are none the verdict
+    is that of the two probes alone. None and NaN are probes that were not made: they are left out and neither confirm
+    nor refute.
 
     Args:
         steps: optimizer steps of the probes, strictly increasing.
         calibrated: calibrated control fidelity of each, as `calibrate` gives it.
+        span: in optimizer steps.
 
     Raises:
         ValueError: lengths differ, or steps do not increase.
@@ -39,16 +46,24 @@ def find_convergence(steps: Sequence[int], calibrated: Sequence[float | None]) -
         raise ValueError(f"the steps of probes must increase: {list(steps)}")
     pairs = zip(steps, calibrated, strict=True)
     probes = [(step, value) for step, value in pairs if value is not None and not math.isnan(value)]
-    found = next(
-        (i for i in range(len(probes) - 2) if all(value >= 0.5 for _, value in probes[i : i + 3])),
-        None,
-    )
+    found = next((i for i in range(len(probes)) if _stays(probes[i:], span)), None)
+    lost = None
+    if found is not None:
+        last = max(i for i, (_, value) in enumerate(probes) if value >= 0.5)
+        lost = probes[last + 1][0] if last + 1 < len(probes) else None
     return Convergence(
         step=None if found is None else probes[found][0],
         before=None if not found else probes[found - 1][0],
         quarter=_first_at_least(0.25, probes),
         three_quarters=_first_at_least(0.75, probes),
+        lost=lost,
     )
+
+
+def _stays(probes: list[tuple[int, float]], span: int) -> bool:
+    """Whether the first probe is at 0.5 or more and the next ones confirm it."""
+    confirmed = next((i for i, (step, _) in enumerate(probes) if i >= 2 and step - probes[0][0] >= span), None)
+    return confirmed is not None and all(value >= 0.5 for _, value in probes[: confirmed + 1])
 
 
 def _first_at_least(level: float, probes: list[tuple[int, float]]) -> int | None:

@@ -21,7 +21,6 @@ from cnx.base import Base
 from cnx.callback import MetricsCSV, Phases, Probe, RunProgress
 from cnx.data.module import ControlData
 from cnx.errors import InputError
-from cnx.metric import find_convergence
 from cnx.model import Controlled
 from cnx.report import grid_over_time
 from cnx.task.run_folder import (
@@ -195,7 +194,7 @@ def fidelity(probe: Probe, items: int) -> dict[str, Any]:
     """The summary's part on control: the last probe's fidelity on `items` items, and when the model converged."""
     last, floor, ceiling = probe.history[-1], probe.floor, probe.ceiling
     assert floor is not None and ceiling is not None
-    convergence = find_convergence([p.step for p in probe.history], [p.calibrated for p in probe.history])
+    convergence = probe.convergence()
     return {
         "control_fidelity": {
             "raw": last.raw,
@@ -212,6 +211,9 @@ def fidelity(probe: Probe, items: int) -> dict[str, Any]:
         "convergence_after": convergence.before,
         "fidelity_25_step": convergence.quarter,
         "fidelity_75_step": convergence.three_quarters,
+        "convergence_lost": convergence.lost,
+        "probe_seconds": round(probe.seconds, 1),
+        "probe_share": round(probe.share, 4),
     }
 
 
@@ -226,6 +228,8 @@ def closing_line(summary: dict[str, Any], folder: Path) -> str:
         verdict = "not converged"
     else:
         verdict = f"converged at step {step:,}" + (f" (after {before:,})" if before is not None else "")
+        verdict += f", lost at {summary['convergence_lost']:,}" if summary["convergence_lost"] is not None else ""
+    line += f", {summary['probe_share']:.0%} of them in probes"
     return f"{line}; control fidelity {reached:z.2f} (0 ignores the map, 1 is this VAE's best); {verdict}."
 
 

@@ -240,7 +240,7 @@ def test_probes_stay_within_their_share_of_the_time_and_what_is_left_out_is_said
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock, saved = Clock(monkeypatch), tmp_path / "saved.ckpt"
-    # 20 of 40 seconds may go to floor and probes of 3 seconds each: to six of them, three besides the first and the last.
+    # 20 of 40 seconds may go to floor and probes of 3 seconds each: to six, three besides the first and the last.
     settings = {"items": 2, "every": 2, "gain_every": 1, "adaptive": True, "budget": 0.5}
     whole = ScriptedGain(Likeness(), Slow(clock, 3.0), **settings)
     fit(clock, whole, SaveAt(9, saved), max_steps=20)
