@@ -1,11 +1,25 @@
-"""What watches a run: the convergence probe, phases, the progress bar, the metrics table, Ctrl-C."""
+"""What watches a run: the convergence probe, phases, the progress bar, the metrics table, early ends, Ctrl-C."""
 
 from cnx.callback.checkpoint import Checkpoint
-from cnx.callback.interrupt import Interrupt
+from cnx.callback.early_verdict import EarlyVerdict, Flat, Hopeless
+from cnx.callback.interrupt import Interrupt, was_interrupted
 from cnx.callback.phases import Phases
 from cnx.callback.probe import Probe, ProbeRecord
 from cnx.callback.progress import RunProgress
 from cnx.callback.table import MetricsCSV
 from cnx.callback.wandb import wandb_logger
 
-__all__ = ["Checkpoint", "Interrupt", "MetricsCSV", "Phases", "Probe", "ProbeRecord", "RunProgress", "wandb_logger"]
+__all__ = [
+    "Checkpoint",
+    "EarlyVerdict",
+    "Flat",
+    "Hopeless",
+    "Interrupt",
+    "MetricsCSV",
+    "Phases",
+    "Probe",
+    "ProbeRecord",
+    "RunProgress",
+    "wandb_logger",
+    "was_interrupted",
+]

@@ -70,3 +70,9 @@ class Interrupt(Callback):
             if signal.getsignal(signum) == self._on_signal:
                 signal.signal(signum, handler)
         self._previous.clear()
+
+
+def was_interrupted(trainer: Trainer) -> bool:
+    """Whether the run was asked to stop, to go on later; a run that `EarlyVerdict` ended is finished."""
+    callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    return any(callback.interrupted for callback in callbacks if isinstance(callback, Interrupt))

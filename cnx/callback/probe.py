@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from cnx.callback.interrupt import Interrupt
+from cnx.callback.interrupt import was_interrupted
 from cnx.callback.spacing import Cost, Spacing
 from cnx.data.module import Batch, HeldOut
 from cnx.errors import InputError
@@ -220,7 +220,7 @@ class Probe(Callback):
             self._watch(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or _interrupted(trainer):
+        if not trainer.is_global_zero or was_interrupted(trainer):
             return
         # A run that ends by epochs, by the clock or early: no step knew that it was the last.
         if not self.history or self.history[-1].step != trainer.global_step:
@@ -232,7 +232,7 @@ class Probe(Callback):
         """Whatever is due at this optimizer step, unless it was done before the run was stopped and resumed."""
         self._seen_step = step = trainer.global_step
         # Someone who wants to stop does not wait for a probe; the resumed run makes it up.
-        if _interrupted(trainer):
+        if was_interrupted(trainer):
             return
         # The last step's probe is made here, not in on_train_end, so that the last checkpoint knows of it.
         regular = step % self.spacing.every == 0 or step == trainer.max_steps
@@ -456,10 +456,6 @@ class Probe(Callback):
             "gains": [asdict(record) for record in self.gains],
         }
         _replace(path, (json.dumps(summary, indent=1) + "\n").encode())
-
-
-def _interrupted(trainer: Trainer) -> bool:
-    return any(callback.interrupted for callback in trainer.callbacks if isinstance(callback, Interrupt))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _log(trainer: Trainer, run: Probed, metrics: dict[str, float]) -> None:

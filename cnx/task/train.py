@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from cnx.base import Base
-from cnx.callback import MetricsCSV, Phases, Probe, RunProgress
+from cnx.callback import EarlyVerdict, MetricsCSV, Phases, Probe, RunProgress, was_interrupted
 from cnx.data.module import ControlData
 from cnx.errors import InputError
 from cnx.model import Controlled
@@ -92,13 +92,14 @@ def run(cfg: DictConfig) -> None:
 
     if not trainer.is_global_zero:
         return
-    if trainer.should_stop:
+    if was_interrupted(trainer):
         finish(loggers)
         say(f"Stopped at step {trainer.global_step:,}. To go on: python run.py resume={folder}")
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             raise KeyboardInterrupt  # whoever stops a sweep does not want its next run
         return
     model.save(folder)
+    verdicts = [callback for callback in callbacks.values() if isinstance(callback, EarlyVerdict)]
     summary = {
         "experiment": cfg.name,
         **{group: cfg.choices.get(group) for group in GROUPS},
@@ -116,6 +117,9 @@ def run(cfg: DictConfig) -> None:
         "images_per_second": round(training.images_per_second(but=probe.seconds if probe else 0), 2),
         "peak_memory_bytes": peak_memory_bytes(),
         "final_loss": training.logged_loss,
+        "stopped_because": next(
+            (v.reason for v in callbacks.values() if isinstance(v, EarlyVerdict) and v.reason), None
+        ),
         **(fidelity(probe, min(probe.items, len(data.heldout_items))) if probe else {}),
     }
     write_json(folder / "summary.json", summary)
@@ -212,7 +216,6 @@ def fidelity(probe: Probe, items: int) -> dict[str, Any]:
         "fidelity_25_step": convergence.quarter,
         "fidelity_75_step": convergence.three_quarters,
         "convergence_lost": convergence.lost,
-        "probe_seconds": round(probe.seconds, 1),
         "probe_share": round(probe.share, 4),
     }
 
@@ -220,6 +223,7 @@ def fidelity(probe: Probe, items: int) -> dict[str, Any]:
 def closing_line(summary: dict[str, Any], folder: Path) -> str:
     """The run in one line of words."""
     line = f"Done, {folder}: {summary['optimizer_steps']:,} steps in {summary['wall_seconds']:.0f} s"
+    line += f" (stopped early, {summary['stopped_because']})" if summary["stopped_because"] else ""
     if "control_fidelity" not in summary:
         return f"{line}."
     reached = summary["control_fidelity"]["calibrated"]
@@ -229,7 +233,7 @@ def closing_line(summary: dict[str, Any], folder: Path) -> str:
     else:
         verdict = f"converged at step {step:,}" + (f" (after {before:,})" if before is not None else "")
         verdict += f", lost at {summary['convergence_lost']:,}" if summary["convergence_lost"] is not None else ""
-    line += f", {summary['probe_share']:.0%} of them in probes"
+    line += f"; probes took {summary['probe_share']:.0%} of the time of training"
     return f"{line}; control fidelity {reached:z.2f} (0 ignores the map, 1 is this VAE's best); {verdict}."
 
 

@@ -11,6 +11,7 @@ from lightning import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
+from cnx.callback import was_interrupted
 from cnx.data.module import Batch
 from cnx.model import Controlled
 from cnx.objective import Denoise
@@ -95,7 +96,7 @@ class Training(LightningModule):
 
     def on_train_end(self) -> None:
         """Log what the last row left out, so that the last loss is the end's; a stopped run does so when it goes on."""
-        if self._losses and not self.trainer.should_stop:
+        if self._losses and not was_interrupted(self.trainer):
             self._log_row()
 
     def _log_row(self) -> None:

@@ -1,0 +1,101 @@
+"""Ends a run whose outcome is known, where that is asked for."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from cnx.callback.probe import Probe
+from cnx.errors import InputError
+from cnx.metric import find_plateau
+
+
+class EarlyVerdict(Callback):
+    """Ends a run at a probe whose verdict is a reason to: the run is finished then, as it is after its last step.
+
+    Attributes:
+        reason: why the run was ended, in words; None if it was not.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._judged = 0
+
+    def judge(self, probe: Probe) -> str | None:
+        """Why a run with these probes should end now, or None."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"judged": self._judged}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._judged = state_dict["judged"]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        before = callbacks[: callbacks.index(self)]
+        probe = next((callback for callback in before if isinstance(callback, Probe)), None)
+        if probe is None:
+            raise InputError(f"stop={type(self).__name__.lower()}: it goes by the probes; configure callback.probe too")
+        self._probe = probe
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._consider(trainer)  # a probe that an interrupted run had put off
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._consider(trainer)
+
+    def _consider(self, trainer: Trainer) -> None:
+        # The count is in checkpoints: who goes on with a run that was ended is judged by the probes to come.
+        if len(self._probe.history) > self._judged and trainer.global_step != trainer.max_steps:
+            self._judged = len(self._probe.history)
+            self.reason = self.judge(self._probe)
+        # Only the process of rank zero probes; all end together.
+        if trainer.strategy.reduce_boolean_decision(self.reason is not None, all=False):
+            trainer.should_stop = True
+
+
+class Flat(EarlyVerdict):
+    """The model has converged, and its fidelity no longer rises.
+
+    It no longer rises if the best calibrated fidelity of the last `probes` regular probes is not above the best of all
+    probes before them by more than `least`.
+    """
+
+    def __init__(self, probes: int = 4, least: float = 0.02) -> None:
+        super().__init__()
+        self.probes, self.least = probes, least
+
+    def judge(self, probe: Probe) -> str | None:
+        converged = probe.convergence().step
+        regular = [record.step for record in probe.history if record.step % probe.spacing.every == 0]
+        if converged is None or len(regular) <= self.probes:
+            return None
+        since = regular[-self.probes]
+        before = max(record.calibrated for record in probe.history if record.step < since)
+        best = max(record.calibrated for record in probe.history if record.step >= since)
+        if best > before + self.least:
+            return None
+        return f"flat: converged at step {converged:,}, and fidelity has not risen by {self.least} since {since:,}"
+
+
+class Hopeless(EarlyVerdict):
+    """Control has not begun after `after` optimizer steps.
+
+    It has not if control gain never left its plateau (`cnx.metric.find_plateau`), that plateau lies below `most`, and
+    calibrated fidelity is below 0.1 at the last probe. A random base, whose fidelity means nothing, is judged by
+    control gain alone.
+    """
+
+    def __init__(self, after: int, most: float = 0.01) -> None:
+        super().__init__()
+        self.after, self.most = after, most
+
+    def judge(self, probe: Probe) -> str | None:
+        last = probe.history[-1]
+        plateau = find_plateau([record.gain for record in probe.gains])
+        begun = plateau.end is not None or plateau.level >= self.most or last.calibrated >= 0.1
+        if last.step < self.after or begun:
+            return None
+        return f"hopeless: control gain is {plateau.level:z.3f} and flat after {last.step:,} steps"
