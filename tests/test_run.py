@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import run
+from cnx.callback.table import CLOCKS
 
 REPOSITORY = Path(run.__file__).parent
 EXPERIMENTS = sorted(file.stem for file in (REPOSITORY / "experiments").glob("*.yaml"))
@@ -89,7 +90,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 def measured(folder: Path) -> list[tuple[str, str, str]]:
     """(optimizer step, metric, value) of every cell; a probe put off by Ctrl-C may stand in another row."""
     return sorted((row["optimizer_step"], name, cell) for row in rows(folder) for name, cell in row.items()
-                  if cell and name not in ("optimizer_step", "micro_batch", "samples_seen"))  # fmt: skip
+                  if cell and name not in (*CLOCKS, "train/images_per_second"))  # fmt: skip
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -209,15 +210,32 @@ def test_task_sample_draws_what_plain_diffusers_draws(init: str) -> None:
     assert np.abs(ours - drawn).max() < 1.5 / 255
 
 
-def test_wandb_is_offline_without_a_login_and_says_how_to_upload(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def no_wandb_login(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", "/nonexistent")
-    folder = launch("trainer.max_steps=1", *[o for o in SMALL if o != "logger=none"])
+
+
+@pytest.mark.usefixtures("no_wandb_login")
+def test_wandb_is_offline_without_a_login_says_how_to_upload_and_a_resumed_run_goes_on_in_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = launch("trainer.max_steps=2", *[o for o in SMALL if o != "logger=none"])
     assert f"wandb sync {folder / 'wandb'}" in capsys.readouterr().out
-    assert list((folder / "wandb").glob("offline-run-*/*.wandb"))
+    launch(f"resume={folder}", "trainer.max_steps=4")
+    first, second = sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
+    assert first.name == second.name, "one run, in two sittings"
+
+
+def test_a_run_that_is_ended_early_is_finished_and_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["stop=[flat,hopeless]", "callback.hopeless.after=4", "trainer.max_steps=12", *SMALL]
+    folder = launch(*arguments, "callback.probe.every=4", "optimizer.lr=1e-12")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["optimizer_steps"] == 4 and summary["stopped_because"].startswith("hopeless: control gain is 0.000")
+    assert (folder / "controlnet").is_dir() and (folder / "checkpoints" / "last.ckpt").is_file()
+    assert "stopped early, hopeless" in capsys.readouterr().out.splitlines()[-1]
+    assert rows(folder)[-1]["optimizer_step"] == "4"
 
 
 def small_folder(root: Path) -> Path:

@@ -7,7 +7,7 @@ from cnx.callback.phases import Phases
 from cnx.callback.probe import Probe, ProbeRecord
 from cnx.callback.progress import RunProgress
 from cnx.callback.table import MetricsCSV
-from cnx.callback.wandb import wandb_logger
+from cnx.callback.wandb import Wandb, wandb_logger
 
 __all__ = [
     "Checkpoint",
@@ -20,6 +20,7 @@ __all__ = [
     "Probe",
     "ProbeRecord",
     "RunProgress",
+    "Wandb",
     "wandb_logger",
     "was_interrupted",
 ]

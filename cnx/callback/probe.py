@@ -13,15 +13,14 @@ from typing import Any, Protocol, cast
 import numpy as np
 import rich
 import torch
-import wandb
 from jaxtyping import Float, Int, UInt8
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from cnx.callback.interrupt import was_interrupted
 from cnx.callback.spacing import Cost, Spacing
+from cnx.callback.wandb import Wandb
 from cnx.data.module import Batch, HeldOut
 from cnx.errors import InputError
 from cnx.metric import Convergence, calibrate, find_convergence, is_degenerate
@@ -114,8 +113,9 @@ class Probe(Callback):
 
     Writes to `samples/` in the run folder (`trainer.default_root_dir`): `heldout.npz` (control, target, reconstruction,
     floor: UInt8 "n H W 3"; prompts; index), and at each probe `step_000400.png`, `step_000400.npz` (samples: UInt8
-    "n H W 3") and `probe.json` (floor, ceiling, every probe and gain so far). Logs `control_fidelity/raw`, `/exact`,
-    `/calibrated` and `control_gain` to all loggers, and the grid to wandb.
+    "n H W 3") and `probe.json` (floor, ceiling, every probe and gain so far). Logs `control/fidelity` (calibrated),
+    `control/fidelity_raw`, `control/fidelity_exact` and `control/gain` to all loggers; to wandb the grid and a table of
+    the items too, and an alert at the probe that shows convergence.
 
     Args:
         condition: judges samples against control maps.
@@ -371,6 +371,7 @@ class Probe(Callback):
         samples = self._draw(run)
         score = self._score(samples)
         calibrated = calibrate(score.raw, floor.raw, ceiling.raw)
+        converged_before = self.convergence().step
         self.history.append(ProbeRecord(step, score.raw, score.exact, calibrated, score.items))
 
         folder = self._folder(trainer)
@@ -393,13 +394,16 @@ class Probe(Callback):
         _save_arrays(folder / f"step_{step:06d}.npz", samples=samples)
         save_image(grid, folder / f"step_{step:06d}.png")
         self._save_summary(folder / "probe.json")
-        row = {"raw": score.raw, "exact": score.exact, "calibrated": calibrated}
-        _log(trainer, run, {f"control_fidelity/{name}": value for name, value in row.items()})
+        row = {"fidelity": calibrated, "fidelity_raw": score.raw, "fidelity_exact": score.exact}
+        _log(trainer, run, {f"control/{name}": value for name, value in row.items()})
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                # With the clocks in the same row, so that any of them can be the axis; log_image would leave them out.
-                image = wandb.Image(grid, caption=line)
-                logger.log_metrics(cast(Any, {"samples": image, **run.clocks()}), step=step)
+            if isinstance(logger, Wandb):
+                heldout = fixed.heldout
+                logger.log_samples(
+                    run.clocks(), grid, line, heldout.index, heldout.prompts, fixed.control, samples, score.items
+                )
+                if converged_before is None and (converged := self.convergence().step) is not None:
+                    logger.announce(converged, line)
         rich.get_console().print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _measure_gain(self, trainer: Trainer, run: Probed) -> None:
@@ -410,7 +414,7 @@ class Probe(Callback):
             without = self._loss(run, fixed.batch, fixed.eps, fixed.t, strength=0.0)
         gain = 1 - self._loss(run, fixed.batch, fixed.eps, fixed.t) / without
         self.gains.append(GainRecord(trainer.global_step, gain))
-        _log(trainer, run, {"control_gain": gain})
+        _log(trainer, run, {"control/gain": gain})
 
     def _loss(
         self, run: Probed, batch: Batch, eps: Float[Tensor, "n 4 h w"], t: Int[Tensor, " n"], strength: float = 1.0

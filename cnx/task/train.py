@@ -14,11 +14,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
-from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from cnx.base import Base
-from cnx.callback import EarlyVerdict, MetricsCSV, Phases, Probe, RunProgress, was_interrupted
+from cnx.callback import EarlyVerdict, MetricsCSV, Phases, Probe, RunProgress, Wandb, was_interrupted
 from cnx.data.module import ControlData
 from cnx.errors import InputError
 from cnx.model import Controlled
@@ -81,6 +80,10 @@ def run(cfg: DictConfig) -> None:
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     name = f"{cfg.name}/{folder.name}"
     loggers = [instantiate(logger)(folder=folder, name=name, config=settings) for logger in cfg.logger.values()]
+    trackers = [logger for logger in loggers if isinstance(logger, Wandb)]
+    assert data.content is not None
+    for tracker in trackers:
+        tracker.use_dataset(f"{cfg.choices.get('data')}", data.content, data.root, resolution=data.resolution)
     bar = [RunProgress()] if cfg.trainer.get("enable_progress_bar", True) else []
     trainer: Trainer = instantiate(
         cfg.trainer,
@@ -117,14 +120,14 @@ def run(cfg: DictConfig) -> None:
         "images_per_second": round(training.images_per_second(but=probe.seconds if probe else 0), 2),
         "peak_memory_bytes": peak_memory_bytes(),
         "final_loss": training.logged_loss,
-        "stopped_because": next(
-            (v.reason for v in callbacks.values() if isinstance(v, EarlyVerdict) and v.reason), None
-        ),
+        "stopped_because": next((verdict.reason for verdict in verdicts if verdict.reason), None),
         **(fidelity(probe, min(probe.items, len(data.heldout_items))) if probe else {}),
     }
     write_json(folder / "summary.json", summary)
     if probe:
         grid_over_time(folder)
+    for tracker in trackers:
+        tracker.log_model(folder / "controlnet", summary)
     finish(loggers, summary)
     say(closing_line(summary, folder))
 
@@ -132,7 +135,7 @@ def run(cfg: DictConfig) -> None:
 def finish(loggers: list[Any], summary: dict[str, Any] | None = None) -> None:
     """Close the trackers, so that the next run of a sweep opens its own; with what their summary is to hold."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
+        if isinstance(logger, Wandb):
             logger.experiment.summary.update(summary or {})
             logger.experiment.finish()
 

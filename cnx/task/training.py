@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from lightning import LightningModule
+from lightning import Callback, LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cnx.callback import was_interrupted
+from cnx.callback import Probe, was_interrupted
 from cnx.data.module import Batch
 from cnx.model import Controlled
 from cnx.objective import Denoise
@@ -55,6 +55,7 @@ class Training(LightningModule):
 
     def on_fit_start(self) -> None:
         self._fit_began, self._samples_before = time.perf_counter(), self.samples_seen
+        self._last_row = self._fit_began, self.samples_seen
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self._step_before = self.global_step
@@ -103,8 +104,22 @@ class Training(LightningModule):
         # A checkpoint brings its losses to the CPU.
         self.logged_loss = torch.stack([loss.to(self.device) for loss in self._losses]).mean().item()
         self._losses.clear()
+        row = {
+            "train/loss": self.logged_loss,
+            "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"],
+            "train/images_per_second": self._row_speed(),
+        }
         for logger in self.loggers:
-            logger.log_metrics({**self.clocks(), "train_loss": self.logged_loss}, step=self.global_step)
+            logger.log_metrics({**self.clocks(), **row}, step=self.global_step)
+
+    def _row_speed(self) -> float:
+        """Images/s since the last row, or since the sitting began; probes left out."""
+        callbacks: list[Callback] = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        paused = sum(callback.seconds for callback in callbacks if isinstance(callback, Probe))
+        now = time.perf_counter() - paused, self.samples_seen
+        seconds, samples = now[0] - self._last_row[0], now[1] - self._last_row[1]
+        self._last_row = now
+        return samples / seconds
 
     def _row_due(self) -> bool:
         # Not by counting micro-batches: Lightning makes a step of what is left over at the end of an epoch.

@@ -3,9 +3,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
-from cnx.callback import Checkpoint, EarlyVerdict, Flat, Hopeless, Interrupt, Probe, ProbeRecord, was_interrupted
+from cnx.callback import EarlyVerdict, Flat, Hopeless, Interrupt, Probe, ProbeRecord, was_interrupted
 from cnx.callback.probe import GainRecord
 from cnx.errors import InputError
 from cnx.sampler import DDIM
@@ -78,14 +78,26 @@ def probe() -> Probe:
     return Probe(Likeness(), DDIM(steps=1), items=1, every=2, gain_every=2, budget=None)
 
 
-def test_a_verdict_ends_the_run_at_its_probe_finished_and_with_a_checkpoint(fit: Fit, tmp_path: Path) -> None:
-    watched, verdict, interrupt = probe(), AtStep(4), Interrupt()
-    _, trainer = fit(interrupt, watched, verdict, Checkpoint(every=50), max_steps=9)
+class SaveAtTheEnd(Callback):
+    """Saves where the run's checkpoint does."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.should_stop:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_verdict_ends_the_run_at_its_probe_as_a_finished_one(fit: Fit, tmp_path: Path) -> None:
+    watched, verdict, interrupt, saved = probe(), AtStep(4), Interrupt(), tmp_path / "saved.ckpt"
+    _, trainer = fit(interrupt, watched, verdict, SaveAtTheEnd(saved), max_steps=9)
     assert (trainer.global_step, verdict.reason) == (4, "enough")
     assert not was_interrupted(trainer) and [record.step for record in watched.history] == [0, 2, 4]
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
     # Who goes on all the same is judged anew, at probes to come.
-    _, trainer = fit(probe(), AtStep(4), max_steps=7, ckpt_path=tmp_path / "run" / "checkpoints" / "last.ckpt")
+    _, trainer = fit(probe(), AtStep(4), max_steps=7, ckpt_path=saved)
     assert trainer.global_step == 7
 
 

@@ -20,9 +20,9 @@ def read(path: Path) -> list[dict[str, str]]:
 def test_clocks_come_first_and_new_metrics_become_last_columns(tmp_path: Path) -> None:
     table = MetricsCSV(tmp_path)
     table.log_metrics({"loss": 0.5, "samples_seen": 16.0, "micro_batch": 2, "optimizer_step": 1}, step=0)
-    table.log_metrics({"control_gain": 0.25}, step=2)
+    table.log_metrics({"control/gain": 0.25}, step=2)
     assert (tmp_path / "metrics.csv").read_text().splitlines() == [
-        "optimizer_step,micro_batch,samples_seen,loss,control_gain",
+        "optimizer_step,micro_batch,samples_seen,loss,control/gain",
         "1,2,16,0.5,",
         "2,,,,0.25",
     ]
