@@ -14,7 +14,6 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from cnx.callback.probe import Probe
 from cnx.errors import InputError
-from cnx.metric import find_convergence
 from cnx.model import Controlled
 
 CONVERGED = "converged"
@@ -56,7 +55,7 @@ class Begun:
 class Phases(Callback):
     """Changes a run at optimizer steps that are named beforehand, or once it has converged.
 
-    A phase is a mapping with `when`, an optimizer step or "converged" (the verdict of `cnx.metric.find_convergence` on
+    A phase is a mapping with `when`, an optimizer step or "converged" (the verdict of `Probe.convergence` on
     the probes so far), and any of these; what is not named stays as it is:
 
     - `links`: all, or mid (`Controlled.link`).
@@ -155,10 +154,9 @@ class Phases(Callback):
         if when != CONVERGED:
             return trainer.global_step >= cast(int, when)
         probes = [callback for callback in trainer.callbacks if isinstance(callback, Probe)]  # pyright: ignore[reportAttributeAccessIssue]
-        history = [record for probe in probes[:1] for record in probe.history]
-        found = find_convergence([record.step for record in history], [record.calibrated for record in history])
+        converged = any(probe.convergence().step is not None for probe in probes[:1])
         # Only the first process probes.
-        return trainer.strategy.reduce_boolean_decision(found.step is not None, all=False)
+        return trainer.strategy.reduce_boolean_decision(converged, all=False)
 
     def _begin(self, trainer: Trainer, run: Phased, number: int) -> None:
         phase = self.phases[number - 1]
