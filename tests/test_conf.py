@@ -36,7 +36,8 @@ def keys(cfg: DictConfig, prefix: str = "") -> set[str]:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_its_interpolations_resolve(option: str) -> None:
-    cfg = composed(option, *NEEDED.get(option, []))
+    beside = ["task=sample"] if option.startswith("control_mode=") else NEEDED.get(option, [])  # that task's own group
+    cfg = composed(option, *beside)
     OmegaConf.resolve(cfg)
 
 

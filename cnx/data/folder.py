@@ -137,20 +137,21 @@ def load_image(path: str | Path, behind: int = BEHIND_TARGET) -> UInt8[np.ndarra
         raise InputError(f"{path}: not a readable image ({reason}); replace it") from error
 
 
-def fit(image: UInt8[np.ndarray, "h w 3"], resolution: int) -> UInt8[np.ndarray, "r r 3"]:
-    """Crop the centre square of an image and resize it to `resolution` pixels a side.
+def fit(image: UInt8[np.ndarray, "h w 3"], height: int, width: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
+    """Crop the centre of an image to the shape of `height` x `width` pixels (None: a square), and resize it to that.
 
     Shrinks with INTER_AREA and enlarges with INTER_LINEAR, maps and targets alike: both sample at pixel centres, so
     a map stays aligned with its target, and every thin line of a map survives (fainter), where INTER_NEAREST would
     drop most of them. Deviation: attempts 1 to 7 resized both with INTER_NEAREST.
     """
-    height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    image = image[top : top + side, left : left + side]
-    if side != resolution:
-        method = cv2.INTER_AREA if side > resolution else cv2.INTER_LINEAR
-        image = cv2.resize(np.ascontiguousarray(image), (resolution, resolution), interpolation=method)
+    width = height if width is None else width
+    scale = min(image.shape[0] / height, image.shape[1] / width)
+    tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = (image.shape[0] - tall) // 2, (image.shape[1] - wide) // 2
+    image = image[top : top + tall, left : left + wide]
+    if image.shape[:2] != (height, width):
+        method = cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
+        image = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=method)
     return np.asarray(image, dtype=np.uint8)
 
 

@@ -79,12 +79,12 @@ def read_config(folder: Path) -> DictConfig:
 def override_config(cfg: DictConfig, folder: Path, but: tuple[str, ...]) -> DictConfig:
     """The saved configuration of the run in `folder`, with the values from the command line on top.
 
-    `but` are the calling task's own keys. Raises InputError for a key that the run does not have, and for a group or
-    an experiment: a run keeps what it was made of.
+    `but` are the calling task's own keys, with all that is below them. Raises InputError for a key that the run does
+    not have, and for a group or an experiment: a run keeps what it was made of.
     """
     for override in given_overrides():
         key, _, value = override.lstrip("+").partition("=")
-        if key in but:
+        if any(key == own or key.startswith(f"{own}.") for own in but):
             continue
         if key == "experiment" or key in cfg.choices:
             raise InputError(f"{override}: the run {folder} keeps its own {key}; leave it out, or start a new run")

@@ -1,54 +1,283 @@
-"""Draw a picture with the ControlNet of a run."""
+"""Draw pictures with the ControlNet of a run, or of several."""
 
+import hashlib
+import json
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property, lru_cache, partial
+from itertools import count
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import rich
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from jaxtyping import UInt8
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cnx.condition import Given
 from cnx.data.folder import BEHIND_MAP, fit, load_image
 from cnx.data.module import to_tensor
 from cnx.errors import InputError
-from cnx.report import save_image
-from cnx.task.run_folder import override_config, read_config
+from cnx.model import Full
+from cnx.report import drawings_page, save_image
+from cnx.sampler import Control, Sampler
+from cnx.task.given import Subject, as_list, for_each, read_picture, read_prompts, read_size, read_subjects, repeated
+from cnx.task.run_folder import git_commit, given_overrides, override_config, read_config
 from cnx.task.train import build, say
 
-OWN_KEYS = ("task", "run", "control", "prompt", "negative_prompt", "strength", "out", "seed")
+# What conf/task/sample.yaml sets, and `condition`: all else on the command line changes the run's own configuration.
+OWN_KEYS = (
+    "task", "run", "control", "limit", "prompt_mode", "prompt", "added_prompt", "negative_prompt", "captioner",
+    "num_samples", "height", "width", "strength", "control_start", "control_end", "control_mode", "image",
+    "image_strength", "mask", "out", "again", "condition", "seed", "default_prompt",
+)  # fmt: skip
+# What stands in a picture's line in samples.jsonl as it was given.
+AS_GIVEN = ("negative_prompt", "strength", "control_start", "control_end", "control_mode", "condition", "image", "mask")
+# What grid.png shows at most.
+GRID_ROWS, GRID_SAMPLES = 16, 8
+
+Pixels = UInt8[np.ndarray, "h w 3"]
+
+
+@dataclass(frozen=True)
+class Net:
+    """The ControlNet of a finished run; `sha256` of its weights, and `base_sha256` of its base (`Base.fingerprint`)."""
+
+    cfg: DictConfig
+    model: Full
+    sha256: str
+    base_sha256: str
 
 
 @torch.inference_mode()
 def run(cfg: DictConfig) -> None:
-    """Draw `cfg.prompt` under the control map `cfg.control` with the run `cfg.run`, and write a PNG.
+    """Draw under every control map of `cfg.control` with the ControlNets of `cfg.run`.
 
-    For the same seed it is the picture that diffusers' StableDiffusionControlNetPipeline draws, with a DDIMScheduler,
-    from the run's `controlnet/` and its base. Raises InputError for a folder that is no finished run and for a map that
-    is no image.
+    Picture k of a map grows from the noise of the seed `cfg.seed` + k, whatever is drawn beside it. In the plain case
+    it is what diffusers' StableDiffusionControlNetPipeline draws from that seed, with a DDIMScheduler, from the run's
+    `controlnet/` and its base.
+
+    Writes to `cfg.out` as it goes: `<map>_seed<seed>.png` and its line in `samples.jsonl`, which holds all that is
+    needed to draw it again, `<map>_map.png` where an annotator made the map, and at the end `grid.png`.
+
+    Raises:
+        InputError: a folder that is no finished run, a file that is missing or no image, settings that do not fit.
     """
-    folder = Path(cfg.run)
+    remembered = _remember(cfg) if cfg.again else None
+    nets = [_load(cfg, Path(str(folder))) for folder in as_list(cfg.run)]
+    _check_weights(cfg, nets, remembered)
+    if cfg.num_samples < 1:
+        raise InputError(f"num_samples={cfg.num_samples}: must be at least 1")
+    drawing = Drawing(cfg, nets)
+    out = _out_folder(cfg)
+
+    todo = [(item, cfg.seed + k) for item in range(len(drawing.subjects)) for k in range(cfg.num_samples)]
+    shown: dict[int, list[Pixels]] = {}  # of each item in the grid: its maps, then its pictures
+    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    console = rich.get_console()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=len(todo))
+        for first in range(0, len(todo), drawing.sampler.chunk):
+            part = todo[first : first + drawing.sampler.chunk]
+            share = len(part) / drawing.sampler.steps
+            pictures = drawing.draw(part, on_step=partial(progress.advance, bar, share))
+            progress.update(bar, completed=first + len(part))
+            for (item, seed), pixels in zip(part, pictures, strict=True):
+                drawing.save(item, seed, pixels, out)
+                if item < GRID_ROWS:
+                    shown.setdefault(item, [*drawing.maps_of(item)]).append(pixels)
+    save_image(_grid(cfg, shown, drawing.prompts), out / "grid.png")
+    what = f"{len(todo)} pictures" if len(todo) > 1 else repr(drawing.prompts[0])
+    say(f"Drew {what} under {', '.join(str(place) for place in as_list(cfg.control))}: {out}")
+
+
+class Drawing:
+    """All that the pictures of one call share, read from `cfg` and checked. Raises InputError.
+
+    Attributes:
+        sampler: the run's, unless another is given.
+        subjects, prompts: what is drawn, one of each for each item.
+    """
+
+    def __init__(self, cfg: DictConfig, nets: list[Net]) -> None:
+        self.cfg, self.nets, self.base = cfg, nets, nets[0].model.base
+        self.sampler: Sampler = instantiate(nets[0].cfg.sampler)
+        self.condition = instantiate(cfg.condition)
+        self.annotated = not isinstance(self.condition, Given)
+        self.height, self.width = read_size(cfg, self.base, nets[0].cfg.data.resolution)
+        self.entries = _entries(cfg, len(nets))
+        self.subjects = read_subjects(cfg, len(nets), self.annotated)
+        self.prompts = read_prompts(cfg, self.subjects)
+        self.picture = read_picture(cfg, self.base, self.height, self.width)
+        self.null_text = self.base.encode_text([str(cfg.negative_prompt)])
+        self.names = _names(self.subjects)
+        self.maps_of = lru_cache(maxsize=self.sampler.chunk)(self._read_maps)
+
+    def _read_maps(self, item: int) -> list[Pixels]:
+        """The item's control map for each ControlNet."""
+        files = self.subjects[item].files
+        return [self.condition(fit(load_image(file, BEHIND_MAP), self.height, self.width)) for file in files]
+
+    def draw(self, part: list[tuple[int, int]], on_step: Callable[[], None]) -> UInt8[np.ndarray, "n h w 3"]:
+        """Pictures of (item, seed), drawn at once."""
+        device = self.base.device
+        controls: list[Control] = []
+        for number, (net, entry) in enumerate(zip(self.nets, self.entries, strict=True)):
+            maps = torch.stack([to_tensor(self.maps_of(item)[number]) for item, _ in part])
+            controls.append(instantiate(self.cfg.control_mode)(model=net.model, maps=maps.to(device), **entry))
+        # Each from a generator of its own, on the CPU: the same on every machine and in every batch.
+        shape = (1, 4, self.height // 8, self.width // 8)
+        noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for _, seed in part])
+        latents = self.sampler.draw(
+            self.nets[0].model,
+            self.base.encode_text([self.prompts[item] for item, _ in part]),
+            self.null_text,
+            noise.to(device),
+            controls,
+            repeated(self.picture, len(part)),
+            on_step,
+        )
+        return self.base.decode_latents(latents).permute(0, 2, 3, 1).mul(255).round().byte().cpu().numpy()
+
+    def save(self, item: int, seed: int, pixels: Pixels, out: Path) -> None:
+        """Write a picture, its map where an annotator made it, and its line in samples.jsonl."""
+        out.mkdir(parents=True, exist_ok=True)
+        file = out / f"{self.names[item]}_seed{seed}.png"
+        save_image(Image.fromarray(pixels), file)
+        if self.annotated:
+            for number, control_map in enumerate(self.maps_of(item), start=1):
+                end = f"_map{number}.png" if len(self.nets) > 1 else "_map.png"
+                save_image(Image.fromarray(control_map), out / f"{self.names[item]}{end}")
+        line = {
+            "file": file.name,
+            "seed": seed,
+            "prompt": self.prompts[item],
+            "control": [str(file) for file in self.subjects[item].files],
+            **self.settings,
+        }
+        with (out / "samples.jsonl").open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(line) + "\n")
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What all pictures share, for their lines in samples.jsonl."""
+        plain: Any = OmegaConf.to_container(self.cfg, resolve=True)
+        return {
+            "run": [str(folder) for folder in as_list(self.cfg.run)],
+            "controlnet_sha256": [net.sha256 for net in self.nets],
+            "base_sha256": self.nets[0].base_sha256,
+            **{key: plain[key] for key in AS_GIVEN},
+            "image_strength": self.picture and self.picture.strength,
+            "height": self.height,
+            "width": self.width,
+            "sampler": OmegaConf.to_container(self.nets[0].cfg.sampler, resolve=True),
+            "device": self.base.device.type,
+            "git_commit": git_commit(),
+        }
+
+
+def _load(cfg: DictConfig, folder: Path) -> Net:
+    """The ControlNet of a run; the sampler in its `cfg` is the run's own, unless one is given.
+
+    Raises InputError if the folder is no finished run.
+    """
     trained = read_config(folder)
     if not (folder / "controlnet").is_dir():
         raise InputError(f"{folder}: no controlnet/ there yet; finish the run with python run.py resume={folder}")
-    trained = override_config(trained, folder, but=OWN_KEYS)
-    size = trained.data.resolution
-    control = to_tensor(fit(load_image(cfg.control, BEHIND_MAP), size))[None]
-
+    # Unresolved, so that guidance is this run's base's.
+    sampler = OmegaConf.create(OmegaConf.to_container(cfg.sampler, resolve=False))
+    chosen = bool(cfg.again) or any(override.startswith("sampler=") for override in given_overrides())
+    trained.sampler = sampler if chosen else OmegaConf.merge(sampler, trained.sampler)
+    trained = override_config(trained, folder, but=(*OWN_KEYS, *(["sampler"] if chosen else [])))
     base, model = build(trained, folder)
     model.load(folder)
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    prompt = cfg.default_prompt if cfg.prompt is None else cfg.prompt
-    text, null_text = base.encode_text([prompt]), base.encode_text([cfg.negative_prompt])
-    noise = torch.randn(1, 4, size // 8, size // 8, generator=torch.Generator().manual_seed(cfg.seed))
-    sampler = instantiate(trained.sampler)
-    latents = sampler(model, text, null_text, control.to(base.device), noise.to(base.device), cfg.strength)
-    picture = base.decode_latents(latents)[0].permute(1, 2, 0).mul(255).round().byte().cpu().numpy()
-
-    out = Path(cfg.out) if cfg.out else folder / "drawn" / f"{_slug(prompt)}_seed{cfg.seed}.png"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_image(Image.fromarray(picture), out)
-    say(f"Drew {prompt!r} under {cfg.control}: {out}")
+    digest = hashlib.sha256()
+    for file in sorted((folder / "controlnet").glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return Net(trained, model, digest.hexdigest(), base.fingerprint("vae", "text_encoder", "unet"))
 
 
-def _slug(prompt: str) -> str:
-    return re.sub(r"\W+", "_", prompt).strip("_")[:60] or "no_prompt"
+def _check_weights(cfg: DictConfig, nets: list[Net], remembered: dict[str, Any] | None) -> None:
+    """Raise InputError if the nets stand on different bases, or are not those that a drawing was made with."""
+    runs = as_list(cfg.run)
+    for place, net in zip(runs, nets, strict=True):
+        if net.base_sha256 != nets[0].base_sha256:
+            raise InputError(f"run={place}: its base is not that of {runs[0]}; only ControlNets of one base add up")
+        net.model.base = nets[0].model.base  # once in memory
+    for key, now in (("controlnet_sha256", [net.sha256 for net in nets]), ("base_sha256", nets[0].base_sha256)):
+        if remembered and remembered[key] != now:
+            raise InputError(f"again={cfg.again}: {key} is another now, so the run's weights have changed since then")
+
+
+def _entries(cfg: DictConfig, nets: int) -> list[dict[str, float]]:
+    """Strength, start and end of each ControlNet."""
+    columns = [for_each(cfg, key, nets) for key in ("strength", "control_start", "control_end")]
+    entries = [{"strength": a, "start": b, "end": c} for a, b, c in zip(*columns, strict=True)]
+    for entry in entries:
+        if not 0 <= entry["start"] <= entry["end"] <= 1:
+            raise InputError(
+                f"control_start={entry['start']:g} control_end={entry['end']:g}: must be shares of the sampling steps,"
+                " 0 <= control_start <= control_end <= 1"
+            )
+    return entries
+
+
+def _remember(cfg: DictConfig) -> dict[str, Any]:
+    """The line in samples.jsonl of the picture `cfg.again`; sets `cfg` to what it says. Raises InputError."""
+    beside = [override for override in given_overrides() if not re.match(r"(task|again|out|logger)=", override)]
+    if beside:
+        raise InputError(f"again={cfg.again}: takes nothing beside it but out; leave out {beside[0]}")
+    picture = Path(cfg.again)
+    listing = picture.with_name("samples.jsonl")
+    if not listing.is_file():
+        raise InputError(f"again={picture}: no {listing} that says how it was drawn")
+    lines = [json.loads(line) for line in listing.read_text(encoding="utf-8").splitlines()]
+    line = next((line for line in lines if line["file"] == picture.name), None)
+    if line is None:
+        raise InputError(f"again={picture}: {listing} has no line of {picture.name}")
+    for key in ("run", "control", "seed", "prompt", "image_strength", "height", "width", "sampler", *AS_GIVEN):
+        OmegaConf.update(cfg, key, line[key], merge=False)
+    return line
+
+
+def _out_folder(cfg: DictConfig) -> Path:
+    """The folder to write to, not made yet. Raises InputError if pictures have been drawn there already."""
+    if cfg.out is not None:
+        out = Path(str(cfg.out))
+        if out.is_file() or (out / "samples.jsonl").exists():
+            raise InputError(f"out={out}: is there already; give another folder")
+        return out
+    parent = Path(str(as_list(cfg.run)[0])) / "drawn"
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    names = (stamp if again == 0 else f"{stamp}-{again}" for again in count())
+    return next(parent / name for name in names if not (parent / name).exists())
+
+
+def _names(subjects: list[Subject]) -> list[str]:
+    """A name for each subject: that of its first file, numbered where two files have the same."""
+    stems = [subject.files[0].stem for subject in subjects]
+    return stems if len(set(stems)) == len(stems) else [f"{number:05d}_{stem}" for number, stem in enumerate(stems)]
+
+
+def _grid(cfg: DictConfig, shown: dict[int, list[Pixels]], prompts: list[str]) -> Image.Image:
+    runs = as_list(cfg.run)
+    rows = [shown[item][: len(runs) + GRID_SAMPLES] for item in sorted(shown)]
+    columns = [np.stack(column) for column in zip(*rows, strict=True)]
+    heads = ["control map"] if len(runs) == 1 else [f"control map {number}" for number, _ in enumerate(runs, start=1)]
+    heads += [f"seed {cfg.seed + k}" for k in range(len(columns) - len(runs))]
+    titled = list(zip(heads, columns, strict=True))
+    captions = [prompts[item] or "no prompt" for item in sorted(shown)]
+    title = " + ".join(_run_name(run) for run in runs)
+    return drawings_page(titled[: len(runs)], titled[len(runs) :], captions, title)
+
+
+def _run_name(place: Any) -> str:
+    folder = Path(str(place)).resolve()
+    return f"{folder.parent.name} / {folder.name}"
