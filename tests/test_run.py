@@ -187,7 +187,7 @@ def test_a_finished_run_goes_on_to_more_steps_as_if_it_had_been_asked_for_them_f
 def test_task_sample_draws_what_plain_diffusers_draws(init: str) -> None:
     folder = launch(f"init={init}", "trainer.max_steps=1", *SMALL)
     control = Path("data/birds-128/source/3.png")
-    launch("task=sample", f"run={folder}", f"control={control}", "prompt='a red bird, flying'", "out=ours.png",
+    launch("task=sample", f"run={folder}", f"control={control}", "prompt='a red bird, flying'", f"out=ours/{init}",
            "seed=5", "sampler.steps=4")  # fmt: skip
 
     base = folder / "base" if init == "scratch" else REPOSITORY / "pretrained" / "tiny"
@@ -206,7 +206,7 @@ def test_task_sample_draws_what_plain_diffusers_draws(init: str) -> None:
         generator=torch.Generator().manual_seed(5),
         output_type="np",
     )[0][0]  # pyright: ignore[reportIndexIssue, reportArgumentType]
-    ours = np.asarray(Image.open("ours.png")).astype(float) / 255
+    ours = np.asarray(Image.open(f"ours/{init}/3_seed5.png")).astype(float) / 255
     assert np.abs(ours - drawn).max() < 1.5 / 255
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -180,4 +180,4 @@ class Sampler:
 
     @staticmethod
     def _noised(model: Controlled, picture: Picture, noise: Tensor, t: Tensor) -> Tensor:
-        return model.base.scheduler.add_noise(picture.latents, noise, t.expand(len(noise)))
+        return model.base.scheduler.add_noise(picture.latents, noise, cast(Any, t.expand(len(noise))))

@@ -49,7 +49,6 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 class Net:
     """The ControlNet of a finished run; `sha256` of its weights, and `base_sha256` of its base (`Base.fingerprint`)."""
 
-    cfg: DictConfig
     model: Full
     sha256: str
     base_sha256: str
@@ -70,15 +69,13 @@ def run(cfg: DictConfig) -> None:
         InputError: a folder that is no finished run, a file that is missing or no image, settings that do not fit.
     """
     remembered = _remember(cfg) if cfg.again else None
-    nets = [_load(cfg, Path(str(folder))) for folder in as_list(cfg.run)]
-    _check_weights(cfg, nets, remembered)
     if cfg.num_samples < 1:
         raise InputError(f"num_samples={cfg.num_samples}: must be at least 1")
-    drawing = Drawing(cfg, nets)
+    drawing = Drawing(cfg, remembered)
     out = _out_folder(cfg)
 
     todo = [(item, cfg.seed + k) for item in range(len(drawing.subjects)) for k in range(cfg.num_samples)]
-    shown: dict[int, list[Pixels]] = {}  # of each item in the grid: its maps, then its pictures
+    shown: dict[int, list[Pixels]] = {}  # the pictures of each item in the grid
     columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     console = rich.get_console()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -91,8 +88,8 @@ def run(cfg: DictConfig) -> None:
             for (item, seed), pixels in zip(part, pictures, strict=True):
                 drawing.save(item, seed, pixels, out)
                 if item < GRID_ROWS:
-                    shown.setdefault(item, [*drawing.maps_of(item)]).append(pixels)
-    save_image(_grid(cfg, shown, drawing.prompts), out / "grid.png")
+                    shown.setdefault(item, []).append(pixels)
+    save_image(_grid(drawing, shown), out / "grid.png")
     what = f"{len(todo)} pictures" if len(todo) > 1 else repr(drawing.prompts[0])
     say(f"Drew {what} under {', '.join(str(place) for place in as_list(cfg.control))}: {out}")
 
@@ -105,24 +102,42 @@ class Drawing:
         subjects, prompts: what is drawn, one of each for each item.
     """
 
-    def __init__(self, cfg: DictConfig, nets: list[Net]) -> None:
-        self.cfg, self.nets, self.base = cfg, nets, nets[0].model.base
-        self.sampler: Sampler = instantiate(nets[0].cfg.sampler)
+    def __init__(self, cfg: DictConfig, remembered: dict[str, Any] | None) -> None:
+        self.cfg, self.runs = cfg, [Path(str(folder)) for folder in as_list(cfg.run)]
+        configs = [_trained_config(cfg, folder) for folder in self.runs]
+        self.sampler: Sampler = instantiate(configs[0].sampler)
+        self.sampler_settings = OmegaConf.to_container(configs[0].sampler, resolve=True)
         self.condition = instantiate(cfg.condition)
         self.annotated = not isinstance(self.condition, Given)
-        self.height, self.width = read_size(cfg, self.base, nets[0].cfg.data.resolution)
-        self.entries = _entries(cfg, len(nets))
-        self.subjects = read_subjects(cfg, len(nets), self.annotated)
+        self.entries = _entries(cfg, len(self.runs))
+        self.subjects = read_subjects(cfg, len(self.runs), self.annotated)
+        self.names = _names(self.subjects)
         self.prompts = read_prompts(cfg, self.subjects)
+        self.maps_of = lru_cache(maxsize=self.sampler.chunk)(self._read_maps)
+
+        # What is wrong so far was found before anything large is loaded.
+        self.nets = [_load(config, folder) for config, folder in zip(configs, self.runs, strict=True)]
+        _check_weights(cfg, self.nets, remembered)
+        self.base = self.nets[0].model.base
+        self.height, self.width = read_size(cfg, self.base, configs[0].data.resolution)
         self.picture = read_picture(cfg, self.base, self.height, self.width)
         self.null_text = self.base.encode_text([str(cfg.negative_prompt)])
-        self.names = _names(self.subjects)
-        self.maps_of = lru_cache(maxsize=self.sampler.chunk)(self._read_maps)
 
     def _read_maps(self, item: int) -> list[Pixels]:
         """The item's control map for each ControlNet."""
         files = self.subjects[item].files
         return [self.condition(fit(load_image(file, BEHIND_MAP), self.height, self.width)) for file in files]
+
+    @property
+    def begun_from(self) -> Pixels | None:
+        """The picture to begin from at the size that is drawn; its masked part lighter, which is drawn anew."""
+        if self.picture is None:
+            return None
+        pixels = fit(load_image(self.cfg.image), self.height, self.width)
+        if self.picture.mask is None:
+            return pixels
+        anew = self.picture.mask[0, 0].repeat_interleave(8, 0).repeat_interleave(8, 1).cpu().numpy()
+        return np.where(anew[..., None], 255 - (255 - pixels) // 3, pixels)
 
     def draw(self, part: list[tuple[int, int]], on_step: Callable[[], None]) -> UInt8[np.ndarray, "n h w 3"]:
         """Pictures of (item, seed), drawn at once."""
@@ -169,21 +184,21 @@ class Drawing:
         """What all pictures share, for their lines in samples.jsonl."""
         plain: Any = OmegaConf.to_container(self.cfg, resolve=True)
         return {
-            "run": [str(folder) for folder in as_list(self.cfg.run)],
+            "run": [str(folder) for folder in self.runs],
             "controlnet_sha256": [net.sha256 for net in self.nets],
             "base_sha256": self.nets[0].base_sha256,
             **{key: plain[key] for key in AS_GIVEN},
             "image_strength": self.picture and self.picture.strength,
             "height": self.height,
             "width": self.width,
-            "sampler": OmegaConf.to_container(self.nets[0].cfg.sampler, resolve=True),
+            "sampler": self.sampler_settings,
             "device": self.base.device.type,
             "git_commit": git_commit(),
         }
 
 
-def _load(cfg: DictConfig, folder: Path) -> Net:
-    """The ControlNet of a run; the sampler in its `cfg` is the run's own, unless one is given.
+def _trained_config(cfg: DictConfig, folder: Path) -> DictConfig:
+    """The configuration of a run, with what the command line changes; its sampler is its own unless one is given.
 
     Raises InputError if the folder is no finished run.
     """
@@ -194,14 +209,17 @@ def _load(cfg: DictConfig, folder: Path) -> Net:
     sampler = OmegaConf.create(OmegaConf.to_container(cfg.sampler, resolve=False))
     chosen = bool(cfg.again) or any(override.startswith("sampler=") for override in given_overrides())
     trained.sampler = sampler if chosen else OmegaConf.merge(sampler, trained.sampler)
-    trained = override_config(trained, folder, but=(*OWN_KEYS, *(["sampler"] if chosen else [])))
+    return override_config(trained, folder, but=(*OWN_KEYS, *(["sampler"] if chosen else [])))
+
+
+def _load(trained: DictConfig, folder: Path) -> Net:
     base, model = build(trained, folder)
     model.load(folder)
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     digest = hashlib.sha256()
     for file in sorted((folder / "controlnet").glob("*.safetensors")):
         digest.update(file.read_bytes())
-    return Net(trained, model, digest.hexdigest(), base.fingerprint("vae", "text_encoder", "unet"))
+    return Net(model, digest.hexdigest(), base.fingerprint("vae", "text_encoder", "unet"))
 
 
 def _check_weights(cfg: DictConfig, nets: list[Net], remembered: dict[str, Any] | None) -> None:
@@ -266,18 +284,22 @@ def _names(subjects: list[Subject]) -> list[str]:
     return stems if len(set(stems)) == len(stems) else [f"{number:05d}_{stem}" for number, stem in enumerate(stems)]
 
 
-def _grid(cfg: DictConfig, shown: dict[int, list[Pixels]], prompts: list[str]) -> Image.Image:
-    runs = as_list(cfg.run)
-    rows = [shown[item][: len(runs) + GRID_SAMPLES] for item in sorted(shown)]
-    columns = [np.stack(column) for column in zip(*rows, strict=True)]
-    heads = ["control map"] if len(runs) == 1 else [f"control map {number}" for number, _ in enumerate(runs, start=1)]
-    heads += [f"seed {cfg.seed + k}" for k in range(len(columns) - len(runs))]
-    titled = list(zip(heads, columns, strict=True))
-    captions = [prompts[item] or "no prompt" for item in sorted(shown)]
-    title = " + ".join(_run_name(run) for run in runs)
-    return drawings_page(titled[: len(runs)], titled[len(runs) :], captions, title)
+def _grid(drawing: Drawing, shown: dict[int, list[Pixels]]) -> Image.Image:
+    """A page of the first items' maps and pictures."""
+    number, picture = len(drawing.runs), drawing.begun_from
+    rows = [
+        [*drawing.maps_of(item), *([] if picture is None else [picture]), *pictures[:GRID_SAMPLES]]
+        for item, pictures in shown.items()
+    ]
+    heads = ["control map"] if number == 1 else [f"control map {net + 1}" for net in range(number)]
+    heads += [] if picture is None else ["begun from"]
+    given = len(heads)
+    heads += [f"seed {drawing.cfg.seed + k}" for k in range(len(rows[0]) - given)]
+    columns = [(head, np.stack(column)) for head, column in zip(heads, zip(*rows, strict=True), strict=True)]
+    captions = [drawing.prompts[item] or "no prompt" for item in shown]
+    title = " + ".join(_run_name(run) for run in drawing.runs)
+    return drawings_page(columns[:given], columns[given:], captions, title)
 
 
-def _run_name(place: Any) -> str:
-    folder = Path(str(place)).resolve()
-    return f"{folder.parent.name} / {folder.name}"
+def _run_name(folder: Path) -> str:
+    return f"{folder.resolve().parent.name} / {folder.resolve().name}"

@@ -1,10 +1,13 @@
 """When, where and how strongly control enters."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import MultiControlNetModel, StableDiffusionControlNetPipeline
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from cnx.model import Residuals
@@ -133,3 +136,22 @@ def test_conditional_only_leaves_the_unconditional_half_to_the_base_and_weights_
     assert plain.down[0].shape[-1] != plain.mid.shape[-1], "else the weights would all be 1"
     everywhere, half_only = (drawn(model, inputs, Control(model, maps, conditional_only=c)) for c in (False, True))
     assert (everywhere - half_only).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("mode", "conditional_only", "weights"),
+    [
+        ("balanced", False, [1, 1, 1]),
+        ("conditional", True, [1, 1, 1]),
+        ("resolution", True, [1, 2, 4]),
+        ("guess", True, [0.825**2, 0.825, 1]),
+    ],
+)
+def test_each_control_mode_is_what_it_says(
+    repository: Path, mode: str, conditional_only: bool, weights: list[float]
+) -> None:
+    file = repository / "conf" / "control_mode" / f"{mode}.yaml"
+    control = instantiate(OmegaConf.load(file))(model=None, maps=torch.zeros(1))
+    assert control.conditional_only == conditional_only and (control.start, control.end) == (0, 1)
+    links = [torch.zeros(1, 1, side, side) for side in (8, 4, 2)]
+    assert control.weights(links, torch.zeros(1, 4, 8, 8)) == pytest.approx(weights)
