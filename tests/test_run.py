@@ -210,6 +210,16 @@ def test_task_sample_draws_what_plain_diffusers_draws(init: str) -> None:
     assert np.abs(ours - drawn).max() < 1.5 / 255
 
 
+def test_task_evaluate_finds_what_the_last_probe_found() -> None:
+    folder = launch("trainer.max_steps=1", *SMALL)
+    probed = json.loads((folder / "summary.json").read_text())["control_fidelity"]
+    launch("task=evaluate", f"run={folder}", "num_items=2")
+    evaluated = json.loads((folder / "evaluation.json").read_text())
+    assert evaluated["items"] == probed.pop("items") == 2
+    assert evaluated["control_fidelity"] == pytest.approx(probed, abs=0.02)
+    assert all(error >= 0 for error in evaluated["standard_error"].values())
+
+
 @pytest.fixture
 def no_wandb_login(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
@@ -262,6 +272,7 @@ BAD_INPUT = {
     "nothing_held_out": (["data=folder", "data.root=fine", "data.heldout=0"], "data.heldout"),
     "root_not_given": (["data=folder"], "data.root"),
     "sample_without_run": (["task=sample"], "run must be given"),
+    "evaluate_of_a_run_that_is_none": (["task=evaluate", "run=empty"], "no run folder"),
     "sample_of_a_run_that_is_none": (["task=sample", "run=empty", "control=x.png"], "no run folder"),
 }
 

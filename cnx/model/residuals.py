@@ -19,5 +19,6 @@ class Residuals:
 
     def __add__(self, other: "Residuals") -> "Residuals":
         """Link by link; a ControlNet without links to the skips adds nothing there."""
-        down = tuple(a + b for a, b in zip_longest(self.down, other.down, fillvalue=0))
+        pairs = zip_longest(self.down, other.down)
+        down = tuple(a + b if a is not None and b is not None else b if a is None else a for a, b in pairs)
         return Residuals(down, self.mid + other.mid)

@@ -104,7 +104,7 @@ class Drawing:
 
     def __init__(self, cfg: DictConfig, remembered: dict[str, Any] | None) -> None:
         self.cfg, self.runs = cfg, [Path(str(folder)) for folder in as_list(cfg.run)]
-        configs = [_trained_config(cfg, folder) for folder in self.runs]
+        configs = [trained_config(cfg, folder, OWN_KEYS) for folder in self.runs]
         self.sampler: Sampler = instantiate(configs[0].sampler)
         self.sampler_settings = OmegaConf.to_container(configs[0].sampler, resolve=True)
         self.condition = instantiate(cfg.condition)
@@ -116,7 +116,7 @@ class Drawing:
         self.maps_of = lru_cache(maxsize=self.sampler.chunk)(self._read_maps)
 
         # What is wrong so far was found before anything large is loaded.
-        self.nets = [_load(config, folder) for config, folder in zip(configs, self.runs, strict=True)]
+        self.nets = [load_net(config, folder) for config, folder in zip(configs, self.runs, strict=True)]
         _check_weights(cfg, self.nets, remembered)
         self.base = self.nets[0].model.base
         self.height, self.width = read_size(cfg, self.base, configs[0].data.resolution)
@@ -197,22 +197,23 @@ class Drawing:
         }
 
 
-def _trained_config(cfg: DictConfig, folder: Path) -> DictConfig:
+def trained_config(cfg: DictConfig, folder: Path, but: tuple[str, ...]) -> DictConfig:
     """The configuration of a run, with what the command line changes; its sampler is its own unless one is given.
 
-    Raises InputError if the folder is no finished run.
+    `but` are the calling task's own keys. Raises InputError if the folder is no finished run.
     """
     trained = read_config(folder)
     if not (folder / "controlnet").is_dir():
         raise InputError(f"{folder}: no controlnet/ there yet; finish the run with python run.py resume={folder}")
     # Unresolved, so that guidance is this run's base's.
     sampler = OmegaConf.create(OmegaConf.to_container(cfg.sampler, resolve=False))
-    chosen = bool(cfg.again) or any(override.startswith("sampler=") for override in given_overrides())
+    chosen = bool(cfg.get("again")) or any(override.startswith("sampler=") for override in given_overrides())
     trained.sampler = sampler if chosen else OmegaConf.merge(sampler, trained.sampler)
-    return override_config(trained, folder, but=(*OWN_KEYS, *(["sampler"] if chosen else [])))
+    return override_config(trained, folder, but=(*but, *(["sampler"] if chosen else [])))
 
 
-def _load(trained: DictConfig, folder: Path) -> Net:
+def load_net(trained: DictConfig, folder: Path) -> Net:
+    """The ControlNet of the run in `folder` with its base, ready to draw, on the GPU if there is one."""
     base, model = build(trained, folder)
     model.load(folder)
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
