@@ -1,7 +1,6 @@
 """What a control branch hands to the base."""
 
 from dataclasses import dataclass
-from itertools import zip_longest
 
 from torch import Tensor
 
@@ -19,6 +18,7 @@ class Residuals:
 
     def __add__(self, other: "Residuals") -> "Residuals":
         """Link by link; a ControlNet without links to the skips adds nothing there."""
-        pairs = zip_longest(self.down, other.down)
-        down = tuple(a + b if a is not None and b is not None else b if a is None else a for a, b in pairs)
+        down = self.down or other.down
+        if self.down and other.down:
+            down = tuple(a + b for a, b in zip(self.down, other.down, strict=True))
         return Residuals(down, self.mid + other.mid)
