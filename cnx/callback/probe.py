@@ -96,11 +96,11 @@ class Probe(Callback):
     """Samples the same held-out items with the same noise again and again, and measures how well they obey their maps.
 
     A probe is made at step 0, at every `every`-th optimizer step, where control gain rises, and after the last step
-    (not after an interrupted run: that goes on later); `Spacing` says exactly when, and keeps all of it within `budget`.
-    Every `gain_every` steps control gain is measured on those items, each at its own fixed t and eps. The
-    floor (samples at strength 0), the ceiling (the VAE's reconstructions) and the loss without control are measured
-    once, at the start: they hold as long as the base is locked. Once it is trained, the floor is drawn again for each
-    probe (`probe.json` has the last one's) and the loss without control for each gain.
+    (not after an interrupted run: that goes on later); `Spacing` says exactly when, and keeps it within `budget`. Every
+    `gain_every` steps control gain is measured on those items, each at its own fixed t and eps. The floor (samples at
+    strength 0), the ceiling (the VAE's reconstructions) and the loss without control are measured once, at the start:
+    they hold as long as the base is locked. Once it is trained, the floor is drawn again for each probe (`probe.json`
+    has the last one's) and the loss without control for each gain.
 
     Training is not disturbed: the global random state and every module's mode are afterwards what they were, so a run
     with probes learns the same weights as one without. Only the process of rank zero probes.

@@ -24,7 +24,7 @@ from cnx.condition import Given
 from cnx.data.folder import BEHIND_MAP, fit, load_image
 from cnx.data.module import to_tensor
 from cnx.errors import InputError
-from cnx.model import Full
+from cnx.model import Controlled
 from cnx.report import drawings_page, save_image
 from cnx.sampler import Control, Sampler
 from cnx.task.given import Subject, as_list, for_each, read_picture, read_prompts, read_size, read_subjects, repeated
@@ -49,7 +49,7 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 class Net:
     """The ControlNet of a finished run; `sha256` of its weights, and `base_sha256` of its base (`Base.fingerprint`)."""
 
-    model: Full
+    model: Controlled
     sha256: str
     base_sha256: str
 
