@@ -22,6 +22,7 @@ from cnx.data.module import ControlData
 from cnx.errors import InputError
 from cnx.model import Controlled
 from cnx.report import grid_over_time
+from cnx.report.page import run_report
 from cnx.task.run_folder import (
     git_commit,
     given_overrides,
@@ -126,6 +127,7 @@ def run(cfg: DictConfig) -> None:
     write_json(folder / "summary.json", summary)
     if probe:
         grid_over_time(folder)
+    run_report(folder)
     for tracker in trackers:
         tracker.log_model(folder / "controlnet", summary)
     finish(loggers, summary)

@@ -1,0 +1,73 @@
+"""Runs compared: a table, figures and a page, made from their folders only."""
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cnx.report.comparison import Comparison, read_comparison
+from cnx.report.curves import save_png
+from cnx.report.grid import save_image
+from cnx.report.page import comparison_page, write
+from cnx.report.wall import picture_wall
+
+# Of summary.json, in the order of the CSV's columns.
+NUMBERS = (
+    "convergence_step", "convergence_after", "fidelity_25_step", "fidelity_75_step", "control_gain", "optimizer_steps",
+    "samples_seen", "wall_seconds", "images_per_second",
+)  # fmt: skip
+
+
+def compare(
+    runs: Sequence[str | Path],
+    out: str | Path,
+    missing: Mapping[str, str] | None = None,
+    title: str = "Comparison",
+) -> Comparison:
+    """Compare finished runs: write comparison.csv, comparison.md, fidelity.png, wall.png and report.html into `out`.
+
+    The runs are grouped into arms that differ in more than the seed. With several seeds an arm has a mean and a 95%
+    interval (Student's t). Each later arm is compared with the first by pairs: over the seeds that both have, and over
+    the held-out items that both drew, each item's difference averaged over those seeds. fidelity.png is left out when
+    no run has a probe, wall.png when none has pictures. `rich.print` of the result prints the tables.
+
+    Args:
+        runs: run folders, in the order in which to show the arms. One without summary.json is listed as missing: with
+            the reason that `missing` gives for its name, else with how far it came.
+        out: a folder, made if it is not there.
+        missing: why runs are missing, {name: reason}. A name that is none of the `runs` is a run without a folder.
+
+    Raises:
+        InputError: none of the runs is finished; nothing is written.
+    """
+    comparison = read_comparison([Path(run) for run in runs], missing or {}, title)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    entries, panels = comparison.entries, comparison.panels()
+    if panels:
+        save_png(panels, out / "fidelity.png")
+    wall = picture_wall([entry.run for entry in entries], [entry.label for entry in entries])
+    if wall:
+        save_image(wall, out / "wall.png")
+    _write_csv(comparison, out / "comparison.csv")
+    pictures = [f"![{name}]({name}.png)\n" for name, made in (("fidelity", panels), ("wall", wall)) if made]
+    notes = [f"{note}\n" for note in comparison.notes]
+    tables = [table.markdown() for table in comparison.tables]
+    write(out / "comparison.md", "\n".join([f"# {title}\n", *tables[:1], *notes, *pictures, *tables[1:]]))
+    write(out / "report.html", comparison_page(comparison, wall, out))
+    return comparison
+
+
+def _write_csv(comparison: Comparison, path: Path) -> None:
+    """One row a run: what varied, then the numbers as summary.json has them; missing runs last, without numbers."""
+    columns = list(comparison.entries[0].varied)
+    part = path.with_name(path.name + ".part")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*columns, "control_fidelity", *NUMBERS, "run", "status"])
+        for entry in [*comparison.entries, *comparison.missing]:
+            run = entry.run
+            varied = [entry.varied.get(column) for column in columns]
+            numbers = [run.final_fidelity, *(run.summary.get(name) for name in NUMBERS)]
+            writer.writerow([*varied, *numbers, run.folder.as_posix(), entry.missing or "finished"])
+    os.replace(part, path)

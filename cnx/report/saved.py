@@ -1,0 +1,150 @@
+"""A run folder, read back from its files."""
+
+import csv
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from omegaconf import OmegaConf
+
+from cnx.errors import InputError
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out items that a run's probe draws: pictures "n h w 3" in uint8, and their prompts."""
+
+    control: UInt8[np.ndarray, "n h w 3"]
+    target: UInt8[np.ndarray, "n h w 3"]
+    reconstruction: UInt8[np.ndarray, "n h w 3"]
+    prompts: list[str]
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What the files of a run folder say; a file that is not there (yet) is an empty answer, never an error.
+
+    A folder that is no run, without config.yaml, reads as a run that has not begun.
+    """
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration."""
+        file = self.folder / "config.yaml"
+        config: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+        return config
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """Empty until the run is finished."""
+        return self._json("summary.json")
+
+    @cached_property
+    def probe(self) -> dict[str, Any]:
+        """The floor, the ceiling, the probes and the control gains so far."""
+        return self._json("samples/probe.json")
+
+    @cached_property
+    def rows(self) -> list[dict[str, float]]:
+        """The rows of metrics.csv, numbers only, empty cells left out."""
+        file = self.folder / "metrics.csv"
+        if not file.is_file():
+            return []
+        with file.open(newline="", encoding="utf-8") as opened:
+            rows = [_numbers(row) for row in csv.DictReader(opened)]
+        return [row for row in rows if "optimizer_step" in row]
+
+    @cached_property
+    def samples_seen(self) -> dict[int, int]:
+        """Samples seen at each optimizer step that metrics.csv has a row of."""
+        return {int(row["optimizer_step"]): int(row["samples_seen"]) for row in self.rows if "samples_seen" in row}
+
+    @property
+    def fidelity(self) -> list[tuple[int, float]]:
+        """(optimizer step, calibrated control fidelity) of each probe that has one."""
+        found = [(probe["step"], probe["calibrated"]) for probe in self.probe.get("probes", [])]
+        return [(step, value) for step, value in found if value is not None and np.isfinite(value)]
+
+    @property
+    def gain(self) -> list[tuple[int, float]]:
+        """(optimizer step, control gain) of each measurement."""
+        return [(record["step"], record["gain"]) for record in self.probe.get("gains", [])]
+
+    def item_fidelity(self, step: int) -> Float[np.ndarray, " n"] | None:
+        """Calibrated control fidelity of each held-out item at the probe at `step`.
+
+        All are measured by the run's one scale, so that their mean is the probe's fidelity. None where single items
+        were not saved, or where the scale is degenerate.
+        """
+        probe = next((probe for probe in self.probe.get("probes", []) if probe["step"] == step), {})
+        if not probe.get("items") or self.probe.get("degenerate"):
+            return None
+        floor, ceiling = self.probe["floor"]["raw"], self.probe["ceiling"]["raw"]
+        return (np.array(probe["items"]) - floor) / (ceiling - floor)
+
+    @property
+    def final_fidelity(self) -> float | None:
+        """Calibrated control fidelity at the end; None without a probe."""
+        return self.summary.get("control_fidelity", {}).get("calibrated")
+
+    @property
+    def where(self) -> str:
+        """How far an unfinished run has come, in words."""
+        if not self.config:
+            return "not begun: no config.yaml"
+        steps = self.rows[-1]["optimizer_step"] if self.rows else 0
+        return f"not finished: no summary.json; last row of metrics.csv at step {int(steps):,}"
+
+    @cached_property
+    def heldout(self) -> HeldOut | None:
+        """The held-out items, or None where no probe has saved any."""
+        file = self.folder / "samples" / "heldout.npz"
+        if not file.is_file():
+            return None
+        with np.load(file) as saved:
+            return HeldOut(
+                saved["control"], saved["target"], saved["reconstruction"], [str(prompt) for prompt in saved["prompts"]]
+            )
+
+    def pictured(self) -> list[int]:
+        """The optimizer steps of probes whose samples are there, in order."""
+        if self.heldout is None:
+            return []
+        return [probe["step"] for probe in self.probe.get("probes", []) if self._samples(probe["step"]).is_file()]
+
+    def samples(self, step: int) -> UInt8[np.ndarray, "n h w 3"]:
+        """The samples of the probe at `step`, one of `pictured()`."""
+        with np.load(self._samples(step)) as saved:
+            return saved["samples"]
+
+    def _samples(self, step: int) -> Path:
+        return self.folder / "samples" / f"step_{step:06d}.npz"
+
+    def _json(self, name: str) -> dict[str, Any]:
+        file = self.folder / name
+        if not file.is_file():
+            return {}
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise InputError(f"{file}:{error.lineno}: no JSON ({error.msg}); mend or delete it") from error
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, float]:
+    numbers = {}
+    for name, cell in row.items():
+        try:
+            numbers[name] = float(cell)
+        except (TypeError, ValueError):  # empty, or the half of a row that is being written
+            continue
+    return numbers

@@ -1,0 +1,94 @@
+"""What differs between runs, found in their resolved configurations."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+ABSENT = "–"  # a key that this run's configuration does not have
+# Where things are and who is told, not what is done.
+INCIDENTAL = ("choices", "task", "resume", "runs", "name", "logger", "data.cache", "callback.checkpoint")
+INCIDENTAL_CHOICES = ("task", "logger", "sweep", "launcher", "sweeper")
+
+
+def find_varied(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """What differs between `configs`: {column: its value in each run, as text}, in the order in which to show it.
+
+    Choices of groups come first (`init`), then single keys (`optimizer.lr`), then `seed`. Left out is what a differing
+    choice brings with it, unless runs with the same choice differ in it too, and what repeats another column: the
+    configurations are resolved, so an interpolation shows as a second key with the same values. Where such keys do not
+    end alike, they share a column under both names, so that nothing is hidden that only looks like an interpolation.
+    """
+    choices = [dict(config.get("choices") or {}) for config in configs]
+    columns: dict[str, list[str]] = {}
+    for group in sorted({group for chosen in choices for group in chosen}, key=_choice_order):
+        values = [show(chosen[group]) if group in chosen else ABSENT for chosen in choices]
+        if group not in INCIDENTAL_CHOICES and len(set(values)) > 1:
+            columns[group] = values
+
+    flat = [_flatten(config) for config in configs]
+    differing: dict[str, list[str]] = {}
+    for key in sorted({key for values in flat for key in values}, key=_key_order):
+        values = [values.get(key, ABSENT) for values in flat]
+        if len(set(values)) > 1 and not any(key == one or key.startswith(f"{one}.") for one in INCIDENTAL):
+            differing[key] = values
+    brought = {key: values for key, values in differing.items() if _determines(columns.get(key.split(".")[0]), values)}
+    for key, values in differing.items():
+        if key in brought or any(_repeats(key, values, *known) for known in brought.items()):
+            continue
+        first = next(
+            (name for name, known in columns.items() if _repeats(key, values, name.split(" = ")[0], known)), ""
+        )
+        if not first:
+            columns[key] = values
+        elif not any(name.split(".")[-1] == key.split(".")[-1] for name in first.split(" = ")):
+            columns = {f"{name} = {key}" if name == first else name: known for name, known in columns.items()}
+    return dict(sorted(columns.items(), key=lambda column: column[0] == "seed"))
+
+
+def show(value: Any) -> str:
+    """A value of a configuration as text, equal for equal values: 1e-3 and 0.001 are one."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def short_names(columns: Iterable[str]) -> dict[str, str]:
+    """What to call each of the columns of `find_varied` where there is little room: `optimizer.lr` is `lr`.
+
+    The whole key stays where two columns end alike.
+    """
+    firsts = {column: column.split(" = ")[0] for column in columns}
+    ends = [first.split(".")[-1] for first in firsts.values()]
+    unique = {end for end in ends if ends.count(end) == 1}
+    return {column: end if (end := first.split(".")[-1]) in unique else first for column, first in firsts.items()}
+
+
+def _determines(choice: list[str] | None, values: list[str]) -> bool:
+    """Whether runs with the same choice have the same value."""
+    return choice is not None and len(set(zip(choice, values, strict=True))) == len(set(choice))
+
+
+def _repeats(key: str, values: list[str], other: str, known: list[str]) -> bool:
+    """Whether `key` can be the same setting as `other`; switches and seeds agree by chance, unless named as copies."""
+    by_chance = other == "seed" or set(values) <= {"true", "false", "null", ABSENT}
+    return values == known and (key.endswith(f".{other}") or not by_chance)
+
+
+def _choice_order(group: str) -> tuple[int, str]:
+    first = ("experiment", "base", "model", "init", "data", "condition", "objective")
+    return (first.index(group) if group in first else len(first), group)
+
+
+def _key_order(key: str) -> tuple[int, str]:
+    return (key.count("."), key)  # the shallowest of several that repeat each other is the one to show
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = show(value)
+    return flat
