@@ -121,6 +121,18 @@ def test_a_run_folder_holds_what_a_person_and_a_program_look_for() -> None:
         assert int(row["micro_batch"]) == 2 * int(row["optimizer_step"])
         assert int(row["samples_seen"]) == 4 * int(row["micro_batch"])
     assert ControlNetModel.from_pretrained(folder / "controlnet").config["cross_attention_dim"] == 128
+    assert "It did not converge" in (folder / "report.html").read_text()
+
+
+def test_task_compare_puts_runs_beside_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = launch("trainer.max_steps=1", *SMALL), launch("trainer.max_steps=1", "init=gaussian_control", *SMALL)
+    launch("task=compare", f"compare=[{b},{a}]", "out=compared")
+    with Path("compared/comparison.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0])[:2] == ["init", "control_fidelity"]
+    assert [row["init"] for row in table] == ["gaussian_control", "sd_copy"]
+    assert all(Path(f"compared/{name}").is_file() for name in ("report.html", "fidelity.png", "wall.png"))
+    assert "gaussian_control" in capsys.readouterr().out
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
@@ -271,6 +283,9 @@ BAD_INPUT = {
     "sizes_that_differ": (["data=folder", "data.root=unequal", "data.heldout=0.5"], "64x64"),
     "nothing_held_out": (["data=folder", "data.root=fine", "data.heldout=0"], "data.heldout"),
     "root_not_given": (["data=folder"], "data.root"),
+    "compare_of_a_run_that_is_none": (["task=compare", "compare=[empty]"], "empty: no config.yaml"),
+    "compare_of_no_list": (["task=compare", "compare=empty"], "compare=empty"),
+    "compare_of_nothing": (["task=compare", "compare=[]"], "no finished run"),
     "sample_without_run": (["task=sample"], "run must be given"),
     "evaluate_of_a_run_that_is_none": (["task=evaluate", "run=empty"], "no run folder"),
     "sample_of_a_run_that_is_none": (["task=sample", "run=empty", "control=x.png"], "no run folder"),

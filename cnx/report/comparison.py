@@ -168,12 +168,12 @@ def _arm_table(arms: Mapping[str, Sequence[Entry]]) -> Iterator[Table]:
                 _mean([entry.run.final_fidelity for entry in entries], "z.2f"),
                 f"{sum(step is not None for step in steps)} of {len(steps)}",
                 ", ".join(number(step, ",") for step in steps),
-                _mean([summary.get("wall_seconds") for summary in summaries], ",.0f"),
-                _mean([summary.get("images_per_second") for summary in summaries], ".1f"),
+                number(_average([summary.get("wall_seconds") for summary in summaries]), ",.0f"),
+                number(_average([summary.get("images_per_second") for summary in summaries]), ".1f"),
             ]
         )
     heads = ["arm", "runs", "fidelity", "converged", "at steps", "seconds", "images/s"]
-    yield Table("Arms: mean [95% interval over seeds]", heads, rows, words={"arm"})
+    yield Table("Arms: means [95% interval over seeds]", heads, rows, words={"arm"})
 
 
 def _paired_table(arms: Mapping[str, Sequence[Entry]]) -> Iterator[Table]:
@@ -243,6 +243,11 @@ def _notes(arms: Mapping[str, Sequence[Entry]]) -> Iterator[str]:
     twice = [label for label in dict.fromkeys(labels) if labels.count(label) > 1]
     if twice:
         yield f"Several runs with one configuration and seed ({'; '.join(twice)}): they are not independent."
+
+
+def _average(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else None
 
 
 def _mean(values: Sequence[float | None], form: str) -> str:

@@ -31,7 +31,7 @@ class Table:
         table = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for i in shown:
             words = self.columns[i] in self.words
-            table.add_column(self.columns[i], justify="left" if words else "right", no_wrap=not words, overflow="fold")
+            table.add_column(self.columns[i], justify="left" if words else "right", overflow="fold", min_width=16 if words else None)
         for row in self.rows:
             table.add_row(*(escape(row[i]) for i in shown))
         yield Text(self.title, "bold")

@@ -1,0 +1,163 @@
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from cnx.errors import InputError
+from cnx.report.compare import compare
+from cnx.report.saved import SavedRun
+from cnx.report.table import Table
+from cnx.report.wall import picture_wall, shared_items, spread
+
+SaveRun = Callable[..., Path]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def table(tables: list[Table], begins: str) -> dict[str, dict[str, str]]:
+    """The rows of a table by their first cell."""
+    found = next(table for table in tables if table.title.startswith(begins))
+    return {row[0]: dict(zip(found.columns, row, strict=True)) for row in found.rows}
+
+
+def seeds(save_run: SaveRun, init: str, finals: list[float], **more) -> list[Path]:
+    return [
+        save_run(f"{init}{seed}", fidelity=[0, final, final, final], choices={"init": init}, seed=seed, **more)
+        for seed, final in enumerate(finals)
+    ]
+
+
+def test_arms_have_a_mean_and_an_interval_and_are_paired_over_seeds(save_run: SaveRun, out: Path) -> None:
+    runs = [*seeds(save_run, "sd_copy", [0.5, 0.6, 0.7]), *seeds(save_run, "scratch", [0.2, 0.4, 0.6])]
+    comparison = compare(runs, out)
+    # s = 0.1: t(0.975; 2) · 0.1 / sqrt(3) = 0.2484; s = 0.2: 0.4968.
+    arms = table(list(comparison.tables), "Arms")
+    assert arms["sd_copy"]["fidelity"] == "0.60 [0.35, 0.85]"
+    assert arms["scratch"]["fidelity"] == "0.40 [-0.10, 0.90]"
+    # Differences -0.3, -0.2, -0.1: pairing takes out what the seeds share.
+    (paired,) = table(list(comparison.tables), "Fidelity minus that of sd_copy").values()
+    assert paired == {"arm": "scratch", "over seeds": "-0.20 [-0.45, +0.05]", "seeds": "3"}
+
+
+def test_only_seeds_that_both_arms_have_are_paired(save_run: SaveRun, out: Path) -> None:
+    runs = [*seeds(save_run, "sd_copy", [0.5, 0.9]), *seeds(save_run, "scratch", [0.2, 0.5, 0.1])]
+    (paired,) = table(list(compare(runs, out).tables), "Fidelity minus").values()
+    assert paired["seeds"] == "2" and paired["over seeds"].startswith("-0.35 [")
+
+
+def test_items_are_paired_by_their_control_map_and_averaged_over_seeds(save_run: SaveRun, out: Path) -> None:
+    runs = [
+        *seeds(save_run, "sd_copy", [0.5, 0.5], items=[0.4, 0.6]),
+        *seeds(save_run, "scratch", [0.6, 0.6], items=[0.8, 0.4], controls=(2, 1)),  # the other way round
+    ]
+    (paired,) = table(list(compare(runs, out).tables), "Fidelity minus").values()
+    # Item 1: 0.4 - 0.4 = 0; item 2: 0.8 - 0.6 = 0.2. t(0.975; 1) · 0.1414 / sqrt(2) = 1.27.
+    assert paired["over held-out items"] == "+0.10 [-1.17, +1.37]" and paired["items"] == "2"
+
+
+def test_a_table_row_says_what_varied_then_what_came_of_it(save_run: SaveRun, out: Path) -> None:
+    runs = [
+        save_run("b", choices={"init": "scratch"}, fidelity=[0.0, 0.25]),
+        save_run("a", fidelity=[0, 0.6, 0.7, 0.8], converged=100),
+    ]
+    comparison = compare(runs, out)
+    with (out / "comparison.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["run"] for row in rows] == [str(run) for run in runs], "as given"
+    assert list(rows[0])[:2] == ["init", "control_fidelity"]
+    assert [row["control_fidelity"] for row in rows] == ["0.25", "0.8"]
+    first, second = (out / "comparison.md").read_text().split("| run |\n")[1].split("\n")[1:3]
+    assert first == "| scratch | 0.25 | not by 100 | 61 | 12.3 | b |"
+    assert second == "| sd_copy | 0.80 | 100 (after 0) | 61 | 12.3 | a |"
+    console = Console(width=80, record=True, file=(out / "printed").open("w"))
+    console.print(comparison)
+    assert "100 (after 0)" in console.export_text()
+
+
+def test_missing_runs_are_listed_and_never_dropped(save_run: SaveRun, out: Path, tmp_path: Path) -> None:
+    runs = [
+        save_run("done"),
+        save_run("stopped", finished=False, choices={"init": "scratch"}),
+        save_run("failed", finished=False, choices={"init": "lite"}),
+        tmp_path / "runs" / "never",
+    ]
+    comparison = compare(runs, out, missing={"failed": "CUDA out of memory", "job 7": "cancelled"})
+    missing = table(list(comparison.tables), "Missing")
+    assert {name: row["why"] for name, row in missing.items()} == {
+        "stopped": "not finished: no summary.json; last row of metrics.csv at step 300",
+        "failed": "CUDA out of memory",
+        "never": "not begun: no config.yaml",
+        "job 7": "cancelled",
+    }
+    assert missing["stopped"]["arm"] == "scratch"
+    assert [entry.run.name for entry in comparison.entries] == ["done"]
+    for text in ((out / name).read_text() for name in ("comparison.md", "comparison.csv", "report.html")):
+        assert all(name in text for name in missing)
+
+
+def test_without_a_finished_run_there_is_nothing_to_compare(save_run: SaveRun, out: Path) -> None:
+    with pytest.raises(InputError, match="no finished run.*half: not finished"):
+        compare([save_run("half", finished=False)], out)
+    with pytest.raises(InputError, match="no run folders"):
+        compare([], out)
+    assert not out.exists()
+
+
+def test_runs_without_a_probe_are_compared_in_time_only(save_run: SaveRun, out: Path) -> None:
+    run = save_run("plain")
+    (run / "samples" / "probe.json").unlink()
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({"wall_seconds": 5, "optimizer_steps": summary["optimizer_steps"]}))
+    comparison = compare([run], out)
+    assert comparison.tables[0].rows == [["–", "–", "5", "–", "plain"]]
+    assert sorted(file.name for file in out.iterdir()) == ["comparison.csv", "comparison.md", "report.html"]
+
+
+def test_a_base_that_cannot_show_control_is_marked(save_run: SaveRun, out: Path) -> None:
+    comparison = compare([save_run("noise", fidelity=[0.0, 0.0], degenerate=True), save_run("birds", seed=1)], out)
+    assert comparison.tables[0].rows[0][1] == "0.00*"
+    assert any(note.startswith("*:") for note in comparison.notes)
+
+
+def test_curves_run_over_both_clocks_with_convergence_marked(save_run: SaveRun, out: Path) -> None:
+    runs = [save_run("small", converged=200, batch=4), save_run("large", converged=100, batch=8, size=8)]
+    by_steps, by_samples = compare(runs, out).panels()
+    assert [curve.xs for curve in by_steps.curves] == [[0, 100, 200, 300]] * 2
+    assert [curve.xs for curve in by_samples.curves] == [[0, 400, 800, 1200], [0, 800, 1600, 2400]]
+    assert [curve.converged for curve in by_steps.curves] == [200, 100]
+    assert [curve.converged for curve in by_samples.curves] == [800, 800]
+    with Image.open(out / "fidelity.png") as image:
+        assert image.width > 1500
+
+
+def test_a_wall_shows_one_item_in_every_row_wherever_its_run_has_it(save_run: SaveRun) -> None:
+    runs = [
+        SavedRun(save_run("a", controls=(10, 20), prompts=("one", "two"))),
+        SavedRun(save_run("b", controls=(20, 10), prompts=("two", "one"))),
+        SavedRun(save_run("c", controls=(30, 10), prompts=("three", "one"))),
+    ]
+    assert shared_items(runs) == [[0], [1], [1]]
+    wall = picture_wall(runs, ["a", "b", "c"])
+    assert wall is not None
+    hits = (np.asarray(wall) == 10).all(axis=2)
+    assert hits.sum() >= 3 * 96 * 96, "its map, once a row"
+    assert (np.asarray(wall) == 30).all(axis=2).sum() < 96 * 96
+
+
+def test_runs_that_share_no_item_show_their_own_and_say_so(save_run: SaveRun, out: Path) -> None:
+    runs = [save_run("a", controls=(10, 20)), save_run("b", controls=(30, 40), seed=1)]
+    assert any("share no held-out item" in note for note in compare(runs, out).notes)
+    assert (out / "wall.png").is_file()
+
+
+def test_some_of_many_steps_are_shown_the_first_and_the_last_always() -> None:
+    assert spread(range(0, 100, 10), 4) == [0, 30, 60, 90]
+    assert spread([5], 4) == [5] and spread([], 4) == []

@@ -1,0 +1,68 @@
+from typing import Any
+
+from cnx.report.varied import find_varied, short_names
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    """A resolved configuration with interpolations: optimizer.lr from base, the probe's sampler, data.seed."""
+    choices = {"init": changes.pop("init", "sd_copy"), "base": changes.pop("base", "tiny"), "logger": "none"}
+    lr, seed, steps = changes.pop("lr", 3e-4), changes.pop("seed", 0), changes.pop("steps", 20)
+    whole: dict[str, Any] = {
+        "choices": choices,
+        "init": {"_target_": choices["init"]} | changes.pop("init_values", {}),
+        "base": {"path": choices["base"], "learning_rate": lr},
+        "optimizer": {"lr": changes.pop("own_lr", lr)},
+        "sampler": {"steps": steps},
+        "callback": {"probe": {"sampler": {"steps": steps}}},
+        "data": {"seed": seed, "cache": "cache"},
+        "seed": seed,
+        "runs": "runs",
+    }
+    return whole | changes
+
+
+def test_groups_come_first_then_keys_then_the_seed() -> None:
+    configs = [config(seed=0), config(seed=1, init="scratch"), config(seed=2, own_lr=1e-3)]
+    assert find_varied(configs) == {
+        "init": ["sd_copy", "scratch", "sd_copy"],
+        "optimizer.lr": ["0.0003", "0.0003", "0.001"],
+        "seed": ["0", "1", "2"],
+    }
+
+
+def test_what_a_choice_brings_is_not_shown_again_but_what_differs_under_one_choice_is() -> None:
+    assert list(find_varied([config(), config(base="sd15", lr=1e-5)])) == ["base"], "base.learning_rate, optimizer.lr"
+    gaussian = [config(init="gaussian", init_values={"std": std}) for std in (0.01, 0.02)]
+    assert find_varied([config(), *gaussian]) == {
+        "init": ["sd_copy", "gaussian", "gaussian"],
+        "init.std": ["–", "0.01", "0.02"],
+    }
+
+
+def test_a_copy_is_not_shown_and_another_key_with_the_same_values_is_named_beside_it() -> None:
+    assert list(find_varied([config(steps=20), config(steps=50)])) == ["sampler.steps"]
+    assert list(find_varied([config(lr=1e-4), config(lr=1e-3)])) == ["base.learning_rate = optimizer.lr"]
+
+
+def test_switches_that_agree_by_chance_are_both_shown() -> None:
+    configs = [config(a={"one": switch}, b={"two": switch}) for switch in (True, False)]
+    assert list(find_varied(configs)) == ["a.one", "b.two"]
+
+
+def test_a_key_that_follows_the_seed_is_shown_unless_it_is_a_copy() -> None:
+    configs = [config(seed=seed, a={"size": seed}) for seed in (0, 1)]
+    assert list(find_varied(configs)) == ["a.size", "seed"]
+
+
+def test_equal_values_written_differently_and_places_are_no_difference() -> None:
+    configs = [config(lr=0.001, runs="a"), config(lr=1e-3, runs="b", data={"seed": 0, "cache": "elsewhere"})]
+    assert find_varied(configs) == {}
+
+
+def test_short_names_stay_unique() -> None:
+    assert short_names(["init", "vae.lr", "unet.lr", "base.learning_rate = optimizer.rate"]) == {
+        "init": "init",
+        "vae.lr": "vae.lr",
+        "unet.lr": "unet.lr",
+        "base.learning_rate = optimizer.rate": "learning_rate",
+    }
