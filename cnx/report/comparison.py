@@ -66,10 +66,11 @@ class Comparison:
             run, step = entry.run, entry.run.summary.get("convergence_step")
             seen = [(run.samples_seen[at], value) for at, value in run.fidelity if at in run.samples_seen]
             if run.fidelity:
-                by_steps.append(Curve(entry.arm, entry.label, run.fidelity, step))
+                by_steps.append(Curve(entry.arm, entry.label, run.fidelity, step, [p["step"] for p in run.phases]))
             if seen:
                 sample = None if step is None else run.samples_seen.get(step)
-                by_samples.append(Curve(entry.arm, entry.label, seen, sample))
+                phases = [run.samples_seen[p["step"]] for p in run.phases if p["step"] in run.samples_seen]
+                by_samples.append(Curve(entry.arm, entry.label, seen, sample, phases))
         fidelity = "calibrated control fidelity"
         clocks = {"optimizer steps": by_steps, "samples seen": by_samples}
         return [Panel(curves, clock, fidelity, level=0.5) for clock, curves in clocks.items() if curves]
@@ -173,7 +174,7 @@ def _arm_table(arms: Mapping[str, Sequence[Entry]]) -> Iterator[Table]:
             ]
         )
     heads = ["arm", "runs", "fidelity", "converged", "at steps", "seconds", "images/s"]
-    yield Table("Arms: means [95% interval over seeds]", heads, rows, words={"arm"})
+    yield Table("Arms: means [95% interval over seeds]", heads, rows, words={"arm"}, spare="images/s")
 
 
 def _paired_table(arms: Mapping[str, Sequence[Entry]]) -> Iterator[Table]:

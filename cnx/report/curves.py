@@ -43,12 +43,14 @@ class Curve:
     Attributes:
         points: (x, y) of each, at least one.
         converged: the x of the convergence step, if there is one.
+        phases: the x at which each phase began.
     """
 
     arm: str
     name: str
     points: Sequence[tuple[float, float]]
     converged: float | None = None
+    phases: Sequence[float] = ()
 
     @property
     def xs(self) -> list[float]:
@@ -113,21 +115,24 @@ def svg(panel: Panel, name: str) -> Markup:
 
 def _draw(panels: Sequence[Panel], width: float, height: float) -> Figure:
     arms = list(dict.fromkeys(curve.arm for panel in panels for curve in panel.curves))
-    rows = -(-len(arms) // 2) if len(arms) > 1 else 0
-    figure = Figure(figsize=(width * len(panels), height + 0.18 * rows), layout="constrained")
+    figure = Figure(figsize=(width * len(panels), height + 0.1 * len(arms)), layout="constrained")
     for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         _draw_panel(axes, panel, arms)
-    if len(arms) > 1:
-        handles = [Line2D([], [], label=arm, **_look(i)) for i, arm in enumerate(arms)]
-        if any(curve.converged is not None for panel in panels for curve in panel.curves):
-            handles.append(Line2D([], [], label="convergence step", linestyle="", **RING))
-        longest = max(len(arm) for arm in arms)
+    curves = [curve for panel in panels for curve in panel.curves]
+    handles = [Line2D([], [], label=arm, **_look(i)) for i, arm in enumerate(arms) if len(arms) > 1]
+    if any(curve.converged is not None for curve in curves):
+        handles.append(Line2D([], [], label="convergence step", **RING))
+    if any(curve.phases for curve in curves):
+        handles.append(Line2D([], [], label="a phase begins", **BAR))
+    if handles:
+        longest = max(len(str(handle.get_label())) for handle in handles)
         room = int(width * len(panels) * 12 / (longest + 8)) or 1
         figure.legend(handles=handles, loc="outside lower left", ncols=min(room, len(handles)), frameon=False)
     return figure
 
 
-RING: dict[str, Any] = {"marker": "o", "ms": 10, "mfc": "none", "mec": INK, "mew": 1.2}
+RING: dict[str, Any] = {"marker": "o", "ms": 10, "mfc": "none", "mec": INK, "mew": 1.2, "ls": ""}
+BAR: dict[str, Any] = {"marker": "|", "ms": 18, "mec": INK, "mew": 1.6, "ls": ""}
 
 
 def _look(arm: int) -> dict[str, Any]:
@@ -151,6 +156,7 @@ def _draw_panel(axes: Axes, panel: Panel, arms: list[str]) -> None:
             axes.plot(curve.xs, curve.ys, **thin)
             if curve.converged is not None:
                 axes.plot(curve.converged, np.interp(curve.converged, curve.xs, curve.ys), **RING)
+            axes.plot(curve.phases, np.interp(curve.phases, curve.xs, curve.ys), **BAR)
         if several:
             axes.plot(*_mean(curves), **bold)
     if panel.level is not None:

@@ -20,6 +20,7 @@ from cnx.report.curves import Curve, Panel, svg
 from cnx.report.grid import tile, tile_size
 from cnx.report.saved import SavedRun
 from cnx.report.table import Table
+from cnx.report.varied import show
 from cnx.report.wall import shared_items, spread
 
 PAGES = Environment(
@@ -133,6 +134,10 @@ def in_words(run: SavedRun) -> Iterator[str]:
     if run.probe.get("degenerate"):
         yield "Floor and ceiling coincide: this base cannot show control, and its fidelity is 0 by definition."
     yield _convergence_sentence(summary)
+    for phase in run.phases:
+        when = "on convergence" if phase["when"] == "converged" else "as planned"
+        changed = ", ".join(f"{key} {show(value)}" for key, value in phase["changed"].items())
+        yield f"Phase {phase['phase']} began at step {phase['step']:,}, {when}: {changed}."
 
 
 def _convergence_sentence(summary: Mapping[str, Any]) -> str:
@@ -151,16 +156,16 @@ def _convergence_sentence(summary: Mapping[str, Any]) -> str:
 
 
 def _run_panels(run: SavedRun) -> Iterator[Panel]:
-    converged = run.summary.get("convergence_step")
+    converged, phases = run.summary.get("convergence_step"), [phase["step"] for phase in run.phases]
     losses = [(row["optimizer_step"], row["train_loss"]) for row in run.rows if "train_loss" in row]
+    clock = "optimizer steps"
     if run.fidelity:
-        curve = Curve("", "fidelity", run.fidelity, converged)
-        yield Panel([curve], "optimizer steps", "calibrated control fidelity", level=0.5)
+        curve = Curve("", "fidelity", run.fidelity, converged, phases)
+        yield Panel([curve], clock, "calibrated control fidelity", level=0.5)
     if run.gain:
-        curve = Curve("", "gain", run.gain)
-        yield Panel([curve], "optimizer steps", "control gain", markers=len(run.gain) < 40)
+        yield Panel([Curve("", "gain", run.gain, phases=phases)], clock, "control gain", markers=len(run.gain) < 40)
     if losses:
-        yield Panel([Curve("", "loss", losses)], "optimizer steps", "training loss", markers=False)
+        yield Panel([Curve("", "loss", losses, phases=phases)], clock, "training loss", markers=False)
 
 
 def _run_items(run: SavedRun, steps: Sequence[int], items: int) -> Iterator[dict[str, Any]]:

@@ -55,6 +55,11 @@ class SavedRun:
         return self._json("samples/probe.json")
 
     @cached_property
+    def phases(self) -> list[dict[str, Any]]:
+        """The phases that have begun: {phase: its number, step, when, changed: what it set}."""
+        return list(self._json("phases.json"))
+
+    @cached_property
     def rows(self) -> list[dict[str, float]]:
         """The rows of metrics.csv, numbers only, empty cells left out."""
         file = self.folder / "metrics.csv"
@@ -130,7 +135,7 @@ class SavedRun:
     def _samples(self, step: int) -> Path:
         return self.folder / "samples" / f"step_{step:06d}.npz"
 
-    def _json(self, name: str) -> dict[str, Any]:
+    def _json(self, name: str) -> Any:
         file = self.folder / name
         if not file.is_file():
             return {}

@@ -29,9 +29,9 @@ class Table:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         shown = [i for i, column in enumerate(self.columns) if column != self.spare or options.max_width >= WIDE]
         table = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        for i in shown:
-            words = self.columns[i] in self.words
-            table.add_column(self.columns[i], justify="left" if words else "right", overflow="fold", min_width=16 if words else None)
+        for column in (self.columns[i] for i in shown):
+            justify, least = ("left", 16) if column in self.words else ("right", None)
+            table.add_column(column, justify=justify, overflow="fold", min_width=least)
         for row in self.rows:
             table.add_row(*(escape(row[i]) for i in shown))
         yield Text(self.title, "bold")

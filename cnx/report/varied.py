@@ -50,6 +50,10 @@ def show(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Mapping):
+        return " ".join(f"{key} {show(part)}" for key, part in value.items()) or "{}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(show, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from cnx.errors import InputError
 from cnx.report.compare import compare
+from cnx.report.page import run_report
 from cnx.report.saved import SavedRun
 from cnx.report.table import Table
 from cnx.report.wall import picture_wall, shared_items, spread
@@ -136,6 +137,15 @@ def test_curves_run_over_both_clocks_with_convergence_marked(save_run: SaveRun, 
     assert [curve.converged for curve in by_samples.curves] == [800, 800]
     with Image.open(out / "fidelity.png") as image:
         assert image.width > 1500
+
+
+def test_phases_are_marked_on_both_clocks(save_run: SaveRun, out: Path) -> None:
+    run = save_run("phased", batch=8)
+    (run / "phases.json").write_text(
+        json.dumps([{"phase": 1, "step": 200, "when": "converged", "changed": {"links": "all", "lr": None}}])
+    )
+    assert [panel.curves[0].phases for panel in compare([run], out).panels()] == [[200], [1600]]
+    assert "Phase 1 began at step 200, on convergence: links all, lr null." in run_report(run).read_text()
 
 
 def test_a_wall_shows_one_item_in_every_row_wherever_its_run_has_it(save_run: SaveRun) -> None:

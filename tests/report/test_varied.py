@@ -59,6 +59,12 @@ def test_equal_values_written_differently_and_places_are_no_difference() -> None
     assert find_varied(configs) == {}
 
 
+def test_lists_of_settings_read_as_words() -> None:
+    phases = [{"when": "converged", "links": "all", "lr": 1e-4}]
+    shown = find_varied([config(phases=[]), config(phases=phases)])["phases"]
+    assert shown == ["[]", "[when converged links all lr 0.0001]"]
+
+
 def test_short_names_stay_unique() -> None:
     assert short_names(["init", "vae.lr", "unet.lr", "base.learning_rate = optimizer.rate"]) == {
         "init": "init",
