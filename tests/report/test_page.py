@@ -136,8 +136,15 @@ BROWSER = next((found for name in ("chromium", "google-chrome") if (found := shu
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+@pytest.mark.parametrize(
+    ("kind", "step", "value"),
+    [
+        ("run", "step 100, fidelity 0.60", "fidelity: calibrated control fidelity 0.7 at optimizer step 200"),
+        ("comparison", "step 100", "test, seed 0: calibrated control fidelity 0.7 at optimizer step 200"),
+    ],
+)
 def test_in_a_browser_the_slider_moves_every_film_and_pointing_reads_the_curve(
-    pages: dict[str, str], tmp_path: Path
+    kind: str, step: str, value: str, pages: dict[str, str], tmp_path: Path
 ) -> None:
     user = """<script>
       const slider = document.querySelector("input");
@@ -149,13 +156,13 @@ def test_in_a_browser_the_slider_moves_every_film_and_pointing_reads_the_curve(
       document.title = "done";
     </script></body>"""
     file = tmp_path / "used.html"
-    file.write_text(pages["run"].replace("</body>", user))
+    file.write_text(pages[kind].replace("</body>", user))
     assert BROWSER is not None
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     dom = subprocess.run([*command, "--dump-dom", file.as_uri()], capture_output=True, text=True).stdout
     page = Page(re.sub(r"<script>.*?</script>", "", dom, flags=re.DOTALL))
     assert "done" in page.words, "no script failed before"
-    assert "step 100, fidelity 0.60" in page.words
+    assert step in page.words
     films = [a["style"] or "" for a in page.all("div") if a.get("class") == "film"]
     assert len(films) == 2 and all("--frame: 1" in style for style in films)
-    assert "fidelity: calibrated control fidelity 0.7 at optimizer step 200" in page.words
+    assert value in page.words
