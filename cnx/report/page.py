@@ -157,7 +157,7 @@ def _convergence_sentence(summary: Mapping[str, Any]) -> str:
 
 def _run_panels(run: SavedRun) -> Iterator[Panel]:
     converged, phases = run.summary.get("convergence_step"), [phase["step"] for phase in run.phases]
-    losses = [(row["optimizer_step"], row["train_loss"]) for row in run.rows if "train_loss" in row]
+    losses = [(row["optimizer_step"], row["train/loss"]) for row in run.rows if "train/loss" in row]
     clock = "optimizer steps"
     if run.fidelity:
         curve = Curve("", "fidelity", run.fidelity, converged, phases)

@@ -62,7 +62,7 @@ def save_run(tmp_path_factory: pytest.TempPathFactory) -> SaveRun:
             reconstruction=pictures[2],
             prompts=np.array(prompts),
         )
-        rows = ["optimizer_step,micro_batch,samples_seen,train_loss"]
+        rows = ["optimizer_step,micro_batch,samples_seen,train/loss"]
         for probe in probes:
             step = probe["step"]
             drawn = rng.integers(0, 255, (n, 32, 32, 3), dtype=np.uint8)
