@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -13,6 +15,7 @@ from cnx.data.synthetic.birds import PLUMAGE, mask
 from cnx.data.synthetic.fill50k import CSS, rgb
 from cnx.errors import InputError
 
+REPOSITORY = Path(__file__).parents[2]
 SOME = range(0, 7_574, 151)  # spread over the data set, so that every mood and species occurs
 NUMBER = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3}
 
@@ -172,14 +175,23 @@ def test_missing_and_empty_files_are_drawn_again(tmp_path):
     assert contents(generate(Birds(), tmp_path, 32, count=6)) == whole
 
 
-def test_a_folder_grows_without_drawing_its_items_again_and_its_list_shrinks(tmp_path):
+def test_a_folder_grows_without_drawing_its_items_again_and_never_shrinks(tmp_path):
     generate(Birds(), tmp_path / "grown", 32, count=3)
     first = (tmp_path / "grown" / "target" / "0.png").stat().st_mtime_ns
     grown = generate(Birds(), tmp_path / "grown", 32, count=6)
     assert (grown / "target" / "0.png").stat().st_mtime_ns == first
     assert contents(grown) == contents(generate(Birds(), tmp_path / "once", 32, count=6))
-    generate(Birds(), grown, 32, count=2)
-    assert len((grown / "prompt.json").read_text().splitlines()) == 2
+    generate(Birds(), grown, 32, count=2)  # another run may be reading the rest
+    assert len((grown / "prompt.json").read_text().splitlines()) == 6
+
+
+def test_processes_that_want_the_same_folder_at_once_leave_it_whole(tmp_path):
+    counts = (3, 40, 12)
+    root = tmp_path / "shared"
+    code = f"from cnx.data.synthetic import Birds, generate; generate(Birds(), {str(root)!r}, 32, count=%d)"
+    started = [subprocess.Popen([sys.executable, "-c", code % count], cwd=REPOSITORY) for count in counts]
+    assert [process.wait() for process in started] == [0, 0, 0]
+    assert contents(root) == contents(generate(Birds(), tmp_path / "alone", 32, count=40))
 
 
 def test_another_size_version_or_data_set_replaces_the_folder(tmp_path):

@@ -6,9 +6,11 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from filelock import FileLock
 from jaxtyping import UInt8
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -20,10 +22,11 @@ STRAY = 60  # seconds; a younger temporary file may belong to another process th
 
 
 def generate(scenes: Scenes, root: Path | str, size: int, count: int | None = None, workers: int | None = None) -> Path:
-    """Make `root` hold exactly the first `count` items of `scenes` at `size` pixels, and return it.
+    """Make `root` hold at least the first `count` items of `scenes` at `size` pixels, and return it.
 
-    What is there already is kept: an interrupted generation is completed, a longer one extended, a missing file drawn
-    again. Another data set, version or size that this function wrote there is replaced.
+    What is there already is kept: an interrupted generation is completed, a shorter one extended, a missing file drawn
+    again. Another data set, version or size that this function wrote there is replaced. Of several processes that want
+    the same folder one draws, and the others wait for it.
 
     count: null takes all of `scenes.count`. workers: processes; null takes one for each core.
     Raises InputError where `root` holds a data set that this function did not write.
@@ -32,8 +35,9 @@ def generate(scenes: Scenes, root: Path | str, size: int, count: int | None = No
     count = scenes.count if count is None else count
     wanted = {"name": scenes.name, "version": scenes.version, "size": size}
     listing, stamp = root / "prompt.json", root / "generated.json"
-    found = _read_stamp(stamp)
     folders = [root / "source", root / "target"]
+    if _is_complete(root, wanted, count):
+        return root  # without a lock: the folder may be read-only
     if not stamp.exists() and (listing.exists() or any(f.is_dir() and any(f.iterdir()) for f in folders)):
         raise InputError(
             f"data.root={root}: holds a data set that was not generated here (no generated.json beside its files);"
@@ -41,6 +45,25 @@ def generate(scenes: Scenes, root: Path | str, size: int, count: int | None = No
         )
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / ".lock"):
+        if not _is_complete(root, wanted, count):  # another process may have drawn it meanwhile
+            _complete(scenes, root, wanted, count, workers)
+    return root
+
+
+def _is_complete(root: Path, wanted: dict[str, Any], count: int) -> bool:
+    """Whether `root` holds the first `count` items of what is wanted."""
+    found = _read_stamp(root / "generated.json")
+    if {key: found.get(key) for key in wanted} != wanted or not (root / "prompt.json").exists():
+        return False
+    return found.get("count", 0) >= count and not _missing([root / "source", root / "target"], count)
+
+
+def _complete(scenes: Scenes, root: Path, wanted: dict[str, Any], count: int, workers: int | None) -> None:
+    """Draw what is missing of the first `count` items and list them, with this process alone at `root`."""
+    listing, stamp = root / "prompt.json", root / "generated.json"
+    folders = [root / "source", root / "target"]
+    found = _read_stamp(stamp)
     _sweep([root, *folders])
     if {key: found.get(key) for key in wanted} != wanted:
         # The listing goes first and the stamp changes last: stopped anywhere between, the old items are still not
@@ -51,18 +74,15 @@ def generate(scenes: Scenes, root: Path | str, size: int, count: int | None = No
                 old.unlink()
         _write(stamp, json.dumps(wanted | {"count": 0}).encode())
         found = {}
+    count = max(count, found.get("count", 0))  # a run that wants fewer leaves the others theirs
     missing = _missing(folders, count)
-    if not missing and found.get("count") == count and listing.exists():
-        return root
     known = _read_prompts(listing)
-    prompts = known | _draw_all(
-        scenes, root, size, sorted(missing | set(range(count)).difference(known)), missing, workers
-    )
+    todo = sorted(missing | set(range(count)).difference(known))
+    prompts = known | _draw_all(scenes, root, wanted["size"], todo, missing, workers)
     items = ({"source": f"source/{i}.png", "target": f"target/{i}.png", "prompt": prompts[i]} for i in range(count))
     # In bytes, so that a line ends the same way on Windows.
     _write(listing, "".join(json.dumps(item) + "\n" for item in items).encode())
     _write(stamp, json.dumps(wanted | {"count": count}).encode())
-    return root
 
 
 def _draw_all(
