@@ -10,9 +10,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
 
 REPOSITORY = Path(__file__).parent
 
@@ -59,32 +57,54 @@ def quieten() -> None:
 
 
 mount("experiments", group="experiment")
-OmegaConf.register_new_resolver("fast_precision", fast_precision)
+mount("sweeps", group="sweep")
+OmegaConf.register_new_resolver("fast_precision", fast_precision, replace=True)
 
 
-def execute(cfg: DictConfig) -> None:
-    """Do the task; bad input ends the program with one line and exit status 1."""
-    from cnx.errors import InputError
+def perform(cfg: DictConfig) -> None:
+    """Do the task."""
+    hydra.utils.instantiate(cfg.task)(cfg)
+
+
+def execute(cfg: DictConfig) -> float | None:
+    """Do the task; bad input ends the program with one line and exit status 1. A sweep's run returns its fidelity."""
+    from cnx.errors import line_for_user
+    from cnx.task.sweep import Job, run_job
 
     quieten()
+    # Again, because a launcher's worker process does not run this file, but is given this function.
+    OmegaConf.register_new_resolver("fast_precision", fast_precision, replace=True)
+    if Job.current():
+        return run_job(cfg, perform)
     try:
-        hydra.utils.instantiate(cfg.task)(cfg)
-    except InputError as error:
-        sys.exit(f"cnx: {error}")
-    except InstantiationException as error:  # Hydra wraps what a constructor raises
-        if not isinstance(error.__cause__, InputError):
-            raise
-        sys.exit(f"cnx: {error.__cause__}")
+        perform(cfg)
     except KeyboardInterrupt:
         sys.exit("cnx: stopped")
-    except MissingMandatoryValue as error:
-        sys.exit(f"cnx: {error.full_key} must be given: {error.full_key}=...")
+    except Exception as error:
+        if (line := line_for_user(error)) is None:
+            raise
+        sys.exit(f"cnx: {line}")
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(cfg: DictConfig) -> None:
-    execute(cfg)
+def main(cfg: DictConfig) -> float | None:
+    return execute(cfg)
+
+
+def command_line() -> None:
+    """`main`, where `resume=<sweep folder>` stands for the sweep's own command, and Ctrl-C in it says how to go on."""
+    from cnx.errors import InputError
+    from cnx.task.sweep import Sweep, check_extras, how_to_go_on, resumed_arguments
+
+    try:
+        sys.argv[1:] = resumed_arguments(sys.argv[1:])
+        check_extras(sys.argv[1:])
+        main()
+    except InputError as error:
+        sys.exit(f"cnx: {error}")
+    except KeyboardInterrupt:
+        sys.exit("cnx: stopped" + (f". {how_to_go_on(Sweep.under_way)}" if Sweep.under_way else ""))
 
 
 if __name__ == "__main__":
-    main()
+    command_line()

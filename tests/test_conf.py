@@ -5,15 +5,21 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-import run  # mounts experiments/
+import run  # mounts experiments/ and sweeps/
+from cnx.task.sweep import EXTRAS, installed, planned
 
 REPOSITORY = Path(run.__file__).parent
 EXPERIMENTS = sorted(file.stem for file in (REPOSITORY / "experiments").glob("*.yaml"))
+SWEEPS = sorted(file.stem for file in (REPOSITORY / "sweeps").glob("*.yaml"))
+MISSING = [option for option, (plugin, _) in EXTRAS.items() if not installed(plugin)]
 OPTIONS = [
-    f"{file.parent.name}={file.stem}" for file in sorted((REPOSITORY / "conf").glob("*/*.yaml")) if file.stem != "cnx"
+    pytest.param(option, marks=pytest.mark.skipif(option in MISSING, reason="needs an extra that is not installed"))
+    for file in sorted((REPOSITORY / "conf").glob("*/*.yaml"))
+    if file.stem != "cnx" and (option := f"{file.parent.name}={file.stem}")
 ]
 
 
@@ -74,6 +80,31 @@ def test_an_experiment_opens_with_claim_command_expectation_and_measurement(expe
     for word in ("Claim:", f"Command: python run.py experiment={experiment}", "Expected:", "Measured:"):
         assert word in header
     assert composed(f"experiment={experiment}").name == experiment
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_a_sweep_makes_runs_that_compose_and_sets_only_keys_that_are_there(sweep: str) -> None:
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        cfg = compose("config", overrides=[f"sweep={sweep}"], return_hydra_config=True)
+        assert cfg.hydra.mode == RunMode.MULTIRUN and cfg.name == sweep
+        jobs = planned(cfg)
+        assert jobs and len(jobs) > 1
+        for job in jobs:
+            OmegaConf.resolve(compose("config", overrides=[f"sweep={sweep}", *job]))
+    file = OmegaConf.load(REPOSITORY / "sweeps" / f"{sweep}.yaml")
+    file.pop("hydra")
+    file.pop("defaults", None)
+    # lightning.Trainer takes more than conf/trainer/auto.yaml names.
+    unknown = {key for key in keys(file) - keys(composed()) if not key.startswith("trainer.")}
+    assert not unknown, f"sweeps/{sweep}.yaml sets keys that nothing reads: {sorted(unknown)}"
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_a_sweep_opens_with_claim_source_command_cost_expectation_and_measurement(sweep: str) -> None:
+    text = (REPOSITORY / "sweeps" / f"{sweep}.yaml").read_text(encoding="utf-8")
+    header = text[: text.index("\nhydra:")]
+    for word in ("Claim:", "Source:", f"Command: python run.py sweep={sweep}", "Cost:", "Expected:", "Measured:"):
+        assert word in header
 
 
 def test_an_experiment_beats_the_groups_and_the_command_line_beats_the_experiment() -> None:

@@ -336,3 +336,4 @@ def test_help_names_every_group_and_option() -> None:
     for file in (REPOSITORY / "conf").glob("*/*.yaml"):
         assert file.stem in listed[file.parent.name].split(", ")
     assert listed["experiment"].split(", ") == EXPERIMENTS
+    assert "init_ablation" in listed["sweep"].split(", ")

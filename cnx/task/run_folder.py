@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cnx.errors import InputError
+from cnx.task.sweep import Job, typed
 
 # Where rank zero tells the processes that Lightning starts for the other devices which folder is the run's.
 RUN_FOLDER = "CNX_RUN_FOLDER"
@@ -35,6 +36,8 @@ def new_run_folder(cfg: DictConfig) -> Path:
             folder = folder.with_name(f"{name}-{again}")
     save_config(cfg, folder)
     os.environ[RUN_FOLDER] = str(folder)
+    if job := Job.current():
+        job.note_run_folder(folder)
     return folder
 
 
@@ -47,7 +50,7 @@ def save_config(cfg: DictConfig, folder: Path) -> None:
 
 def given_overrides() -> list[str]:
     """What the command line gives, as it was typed."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    return typed(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def note_choices(cfg: DictConfig) -> None:

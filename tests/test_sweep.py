@@ -1,0 +1,251 @@
+"""Real sweeps: killed and gone on with, runs that fail, Ctrl-C, several at once, and what bad input says."""
+
+import csv
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from cnx.task.sweep import installed, jobs_of
+
+REPOSITORY = Path(__file__).parents[1]
+SMALL = [
+    "logger=none",
+    "data.limit=40",
+    "data.heldout=0.2",
+    "data.batch_size=4",
+    "trainer.precision=32-true",
+    "trainer.log_every_n_steps=1",
+    "callback.probe.items=2",
+    "callback.probe.every=2",
+    "callback.probe.gain_every=1",
+    "callback.checkpoint.every=1",
+    "sampler.steps=2",
+]
+# What may befall a run, once: a mishap leaves a file behind, and does not happen again.
+USERS = '''
+import os, signal
+from pathlib import Path
+from lightning import Callback
+
+
+class Mishaps(Callback):
+    """Job 1 runs out of memory, job 2 is killed, or whatever job it is gets Ctrl-C."""
+
+    def __init__(self, folder, job, what):
+        self.folder, self.job, self.what = Path(folder), job, what
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        (self.folder / f"threads-{self.job}").write_text(f"{__import__('torch').get_num_threads()} {os.getpid()}")
+        mark = self.folder / f"job-{self.job}"
+        if trainer.global_step != 2 or self.job not in self.what or mark.exists():
+            return
+        mark.touch()
+        if self.what[self.job] == "memory":
+            raise MemoryError("out of memory")
+        os.kill(os.getpid(), {"kill": signal.SIGKILL, "ctrl_c": signal.SIGINT}[self.what[self.job]])
+'''
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One working directory for all sweeps, so that data and cache are made once."""
+    return tmp_path_factory.mktemp("workplace")
+
+
+@pytest.fixture(autouse=True)
+def in_workplace(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    (tmp_path / "users.py").write_text(USERS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(REPOSITORY)]))
+
+
+def mishaps(folder: Path, **what: str) -> str:
+    """The override that gives every run of a sweep its mishaps, as job0="kill"."""
+    listed = ", ".join(f"{job.removeprefix('job')}: {mishap}" for job, mishap in what.items())
+    return (f"+callback.user={{_target_: users.Mishaps, folder: {folder}, what: {{{listed}}},"
+            " job: '${hydra:job.num}'}")  # fmt: skip
+
+
+def command(*arguments: str) -> int | str | None:
+    """Do in this process what `python run.py <arguments>` does; returns what it exits with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(REPOSITORY / "run.py"), *arguments])
+        try:
+            runpy.run_path(str(REPOSITORY / "run.py"), run_name="__main__")
+        except SystemExit as stop:
+            return stop.code
+    return 0
+
+
+def newest() -> Path:
+    return max(Path("runs/multirun").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+
+
+def states(sweep: Path) -> list[str]:
+    gathered = [job["state"] for job in json.loads((sweep / "sweep.json").read_text())["jobs"]]
+    assert gathered == [job.state for job in jobs_of(sweep)]
+    return gathered
+
+
+def comparison(sweep: Path) -> list[dict[str, str]]:
+    with (sweep / "comparison.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_sweep_of_2x2_with_a_failure_and_a_kill_is_completed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["-m", "init=scratch,sd_copy", "seed=0,1", "trainer.max_steps=3", *SMALL]
+    arguments.append(mishaps(tmp_path, job1="memory", job2="kill"))
+    killed = subprocess.run([sys.executable, str(REPOSITORY / "run.py"), *arguments], capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    sweep = newest()
+    assert states(sweep) == ["finished", "failed", "running", "planned"]
+    finished, failed, interrupted, _ = jobs_of(sweep)
+    assert failed.error and failed.error.startswith("MemoryError: out of memory (") and "\n" not in failed.error
+    assert "Traceback" in (sweep / "jobs" / "1.txt").read_text()
+    assert finished.folder and interrupted.folder
+    assert (interrupted.folder / "checkpoints" / "last.ckpt").is_file()
+    kept = (finished.folder / "summary.json").stat().st_mtime_ns
+
+    assert command(f"resume={sweep}") == 0
+    assert states(sweep) == ["finished"] * 4
+    after = jobs_of(sweep)
+    assert [job.folder for job in after[:3]] == [finished.folder, failed.folder, interrupted.folder]
+    assert (finished.folder / "summary.json").stat().st_mtime_ns == kept
+    assert f"Run {interrupted.folder}:" in capsys.readouterr().out.replace("\n", "")
+    with (interrupted.folder / "metrics.csv").open(newline="") as file:
+        trained = [row["optimizer_step"] for row in csv.DictReader(file) if row["train_loss"]]
+    assert trained == ["1", "2", "3"]  # gone on with, not begun again in the same folder
+    rows = comparison(sweep)
+    assert [(row["init"], row["seed"]) for row in rows] == [
+        ("scratch", "0"), ("scratch", "1"), ("sd_copy", "0"), ("sd_copy", "1"),
+    ]  # fmt: skip
+    assert list(rows[0])[:2] == ["init", "seed"] and all(row["fidelity"] for row in rows)
+
+
+def test_a_run_that_fails_stops_no_other_and_is_reported_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("-m", "data.heldout=0,0.2", "trainer.max_steps=1", *SMALL[:2], *SMALL[3:]) == 1
+    sweep = newest()
+    assert states(sweep) == ["failed", "finished"]
+    said = capsys.readouterr().out
+    assert "1 of 2 runs have not finished" in said
+    assert any(line.startswith("  data.heldout=0: failed: ") for line in said.splitlines())
+    assert said.rstrip().endswith(f"python run.py resume={sweep}")
+    assert len(comparison(sweep)) == 1
+    assert not (sweep / "jobs" / "0.txt").exists()  # bad input is no bug: its line says it all
+
+
+def test_ctrl_c_stops_the_sweep_and_says_how_to_go_on(tmp_path: Path) -> None:
+    arguments = ["-m", "seed=0,1", "trainer.max_steps=4", *SMALL, mishaps(tmp_path, job0="ctrl_c")]
+    stopped = command(*arguments)
+    sweep = newest()
+    assert stopped == f"cnx: stopped. To complete it: python run.py resume={sweep}"
+    assert states(sweep) == ["stopped", "planned"]
+    assert (
+        command(f"resume={sweep}", "seed=3")
+        == "cnx: seed=3: a resumed sweep keeps what it was started with; leave it out"
+    )
+    assert states(sweep) == ["stopped", "planned"]
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path("runs/multirun/shared")
+    (folder / "jobs").mkdir(parents=True)
+    with FileLock(folder / "jobs" / "0.lock"):
+        assert command("-m", "seed=5", "trainer.max_steps=1", *SMALL, f"hydra.sweep.dir={folder}") == 1
+    assert states(folder) == ["planned"]
+    assert "another process is at this run" in capsys.readouterr().out
+    refused = command("-m", "seed=6", "trainer.max_steps=1", *SMALL, f"hydra.sweep.dir={folder}")
+    assert isinstance(refused, str) and "holds other runs" in refused
+    assert states(folder) == ["planned"]
+
+
+def test_a_sweep_without_runs_is_an_error_and_leaves_nothing() -> None:
+    before = set(Path("runs/multirun").glob("*"))
+    line = command("-m", "init=glob(nothing*)")
+    assert isinstance(line, str) and line.startswith("cnx: ") and "no runs" in line and "\n" not in line
+    assert set(Path("runs/multirun").glob("*")) == before
+
+
+def test_the_runs_of_a_sweep_are_one_wandb_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert command("-m", "seed=0", "trainer.max_steps=1", *SMALL[1:]) == 0
+    sweep = newest()
+    (job,) = jobs_of(sweep)
+    assert job.folder
+    assert f"group: sweep/{sweep.name}" in (job.folder / "config.yaml").read_text()
+
+
+def test_sweeps_show_in_tab_completion() -> None:
+    asked = {"COMP_LINE": "run.py sweep=", "COMP_POINT": "13", **os.environ}
+    query = [sys.executable, str(REPOSITORY / "run.py"), "--shell-completion", "query=bash"]
+    assert "sweep=init_ablation" in subprocess.run(query, capture_output=True, text=True, env=asked).stdout
+
+
+def test_an_extra_that_is_not_installed_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnx.task.sweep.installed", lambda plugin: False)
+    assert command("-m", "launcher=joblib", "seed=0,1") == (
+        "cnx: launcher=joblib: is not installed; pip install 'cnx[joblib]'"
+    )
+
+
+def launched(tmp_path: Path, *arguments: str) -> Path:
+    """A sweep of two runs by another launcher, whose processes start like a user's; returns its folder."""
+    arguments = ("-m", "seed=0,1", "trainer.max_steps=3", *SMALL, mishaps(tmp_path, job1="memory"), *arguments)
+    first = subprocess.run([sys.executable, str(REPOSITORY / "run.py"), *arguments], capture_output=True, text=True)
+    sweep = newest()
+    assert first.returncode == 1, first.stdout + first.stderr
+    assert states(sweep) == ["finished", "failed"]
+    here = [sys.executable, str(REPOSITORY / "run.py"), f"resume={sweep}"]
+    again = subprocess.run(here, capture_output=True, text=True)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert states(sweep) == ["finished", "finished"]
+    assert [row["seed"] for row in comparison(sweep)] == ["0", "1"]
+    return sweep
+
+
+def needs(plugin: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(not installed(plugin), reason="needs an extra that is not installed")
+
+
+@needs("hydra_joblib_launcher")
+def test_joblib_runs_several_at_once_and_shares_out_the_cores(
+    tmp_path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    launched(tmp_path, "launcher=joblib", "hydra.launcher.n_jobs=2", "data.root=data/cold", "data.cache=cold")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for job in (0, 1):
+        threads, process = map(int, (tmp_path / f"threads-{job}").read_text().split())
+        assert threads <= max(1, cores // 2) and process != os.getpid()
+
+
+@needs("hydra_submitit_launcher")
+def test_submitit_runs_them_in_processes_of_this_machine(tmp_path: Path) -> None:
+    launched(tmp_path, "launcher=submitit")
+
+
+@needs("hydra_ray_launcher")
+def test_a_ray_of_this_machine_runs_them(tmp_path: Path) -> None:
+    launched(tmp_path, "launcher=ray")
+
+
+@needs("hydra_optuna_sweeper")
+def test_optuna_searches_for_the_highest_fidelity_and_goes_on_as_it_would_have(tmp_path: Path) -> None:
+    search = ["-m", "sweeper=optuna", "hydra.sweeper.n_trials=3", "optimizer.lr=tag(log,interval(1e-5,1e-3))"]
+    assert command(*search, "trainer.max_steps=3", *SMALL, mishaps(tmp_path, job1="ctrl_c")) != 0
+    sweep = newest()
+    assert states(sweep) == ["finished", "stopped"]
+    first = jobs_of(sweep)[0].overrides
+    assert command(f"resume={sweep}") == 0
+    assert states(sweep) == ["finished"] * 3
+    assert jobs_of(sweep)[0].overrides == first
+    assert len({row["optimizer.lr"] for row in comparison(sweep)}) == 3
