@@ -196,18 +196,22 @@ def conclude(sweep: Path) -> int:
 
     gather(sweep)
     jobs = jobs_of(sweep)
+    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    missing = {
+        " ".join(override for override in job.overrides if override not in common) or f"job {job.number}": job.state
+        + (f": {job.error}" if job.error else "")
+        for job in jobs
+        if job.state != "finished"
+    }
     finished = [job.folder for job in jobs if job.state == "finished" and job.folder]
     if finished:
-        compare(finished, sweep)
+        rich.get_console().print(compare(finished, sweep, missing=missing, title=f"Sweep {sweep.name}"))
         _say(f"The comparison is in {sweep}")
-    missing = [job for job in jobs if job.state != "finished"]
     if not missing:
         return 0
     _say(f"{len(missing)} of {len(jobs)} runs have not finished:")
-    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
-    for job in missing:
-        name = " ".join(override for override in job.overrides if override not in common)
-        _say(f"  {name or f'job {job.number}'}: {job.state}" + (f": {job.error}" if job.error else ""))
+    for name, reason in missing.items():
+        _say(f"  {name}: {reason}")
     _say(how_to_go_on(sweep))
     return 1
 
