@@ -52,7 +52,7 @@ PARTS = (DATA, BRANCH_FORWARD, BASE_FORWARD, BASE_BACKWARD, BRANCH_BACKWARD, OPT
 class Measured:
     """One combination: what ran, median seconds of a step and of its parts, FLOP of a step, bytes at the peak."""
 
-    base: str
+    made_of: str
     batch: str
     precision: str
     images: int
@@ -174,7 +174,7 @@ def measure(overrides: list[str]) -> Measured:
         trainer.fit(make_training(cfg, model, data), datamodule=data)
     batch_size, accumulated = cfg.data.batch_size, cfg.trainer.accumulate_grad_batches
     return Measured(
-        base=cfg.hydra.runtime.choices.base,
+        made_of=f"{cfg.hydra.runtime.choices.base}, {cfg.hydra.runtime.choices.model}",
         batch=f"{batch_size}" if accumulated == 1 else f"{batch_size} × {accumulated}",
         precision=trainer.precision,
         images=batch_size * accumulated,
@@ -225,20 +225,20 @@ def in_fresh_process(function: Any, *arguments: Any) -> Any:
 
 def speed_table(results: list[Measured]) -> Table:
     rates = ("steps/s", "images/s", "ms a step", "GFLOP a step", "GFLOP/s", "peak memory")
-    table = Table("base", "batch", "precision", *rates, title="Training step, medians")
+    table = Table("base, model", "batch", "precision", *rates, title="Training step, medians")
     for m in results:
         memory = "" if m.peak_memory is None else f"{m.peak_memory / 2**20:,.0f} MiB"
         numbers = (1 / m.seconds, m.images / m.seconds, 1e3 * m.seconds, m.flop / 1e9, m.flop / 1e9 / m.seconds)
-        table.add_row(m.base, m.batch, m.precision, *(f"{number:,.2f}" for number in numbers), memory)
+        table.add_row(m.made_of, m.batch, m.precision, *(f"{number:,.2f}" for number in numbers), memory)
     return table
 
 
 def parts_table(results: list[Measured]) -> Table:
-    table = Table("base", "batch", "precision", *PARTS, title="Its parts: ms, share")
+    table = Table("base, model", "batch", "precision", *PARTS, title="Its parts: ms, share")
     for m in results:
         total = sum(m.parts.values())
         shares = [f"{1e3 * seconds:.1f}\n{seconds / total:.1%}" for seconds in m.parts.values()]
-        table.add_row(m.base, m.batch, m.precision, *shares)
+        table.add_row(m.made_of, m.batch, m.precision, *shares)
     return table
 
 

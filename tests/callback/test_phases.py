@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -201,6 +204,15 @@ def test_a_run_that_goes_on_keeps_the_phases_it_has_begun_and_may_get_others(fit
     assert trainer.global_step == 6
     begun = json.loads((tmp_path / "more" / "phases.json").read_text())
     assert [(phase["phase"], phase["step"]) for phase in begun] == [(1, 1), (2, 3)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="starts its processes by fork")
+def test_two_processes_share_the_gradients_of_what_a_phase_begins_to_train(repository: Path, tmp_path: Path) -> None:
+    command = [sys.executable, repository / "tests" / "callback" / "two_processes.py"]
+    environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "step 6: apart by 0\n" in done.stdout
 
 
 class Brightness:
