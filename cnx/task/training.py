@@ -33,9 +33,9 @@ class Training(LightningModule):
         optimizer: Callable[..., Optimizer],
         null_text: Float[Tensor, "1 n d"],
         prompt_dropout: float,
-        cooldown: float,
         seed: int,
         log_every_n_steps: int,
+        cooldown: float = 0.0,
         began: float | None = None,
     ) -> None:
         super().__init__()
