@@ -143,9 +143,14 @@ class Base(nn.Module):
             settings.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
-def _read_pipeline(path: str) -> StableDiffusionPipeline:
+def find_folder(path: str) -> Path | None:
+    """The folder `path` here, or else in the repository that this package lies in; None if there is neither."""
     repository = Path(cnx.__file__).parent.parent
-    folder = next((found for found in (Path(path), repository / path) if found.is_dir()), None)
+    return next((found for found in (Path(path), repository / path) if found.is_dir()), None)
+
+
+def _read_pipeline(path: str) -> StableDiffusionPipeline:
+    folder = find_folder(path)
     if folder is not None and not (folder / "model_index.json").is_file():
         raise InputError(f"base.path={path}: no model_index.json in {folder}, so it is no pipeline in diffusers format")
     if folder is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):

@@ -203,6 +203,10 @@ class Probe(Callback):
         sitting = time.monotonic() - self._began
         return {"watching": self._earlier["watching"] + self.seconds, "training": self._earlier["training"] + sitting}
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.max_steps == 0:  # Lightning starts no training then: only what the init draws is to be seen
+            self.on_train_start(trainer, pl_module)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return

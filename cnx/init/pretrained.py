@@ -1,10 +1,8 @@
 """A branch that has been trained before."""
 
-from pathlib import Path
-
 from diffusers import ModelMixin
 
-from cnx.base import Base
+from cnx.base import Base, find_folder
 from cnx.errors import InputError
 from cnx.model import read_branch
 
@@ -22,8 +20,8 @@ class Pretrained:
         self.path = path
 
     def __call__(self, base: Base, branch: ModelMixin) -> None:
-        folder = Path(self.path)
-        if not folder.is_dir():
+        folder = find_folder(self.path)
+        if folder is None:
             raise InputError(f"init.path={self.path}: no such folder; give a ControlNet in diffusers format or a run")
         if (folder / "config.yaml").is_file() and not (folder / "controlnet").is_dir():
             raise InputError(f"{folder}: no controlnet/ there yet; finish the run with python run.py resume={folder}")

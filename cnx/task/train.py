@@ -232,6 +232,9 @@ def closing_line(summary: dict[str, Any], folder: Path) -> str:
     if "control_fidelity" not in summary:
         return f"{line}."
     reached = summary["control_fidelity"]["calibrated"]
+    reached = f"control fidelity {reached:z.2f} (0 ignores the map, 1 is this VAE's best)"
+    if not summary["optimizer_steps"]:
+        return f"{line}; {reached}."
     step, before = summary["convergence_step"], summary["convergence_after"]
     if step is None:
         verdict = "not converged"
@@ -239,7 +242,7 @@ def closing_line(summary: dict[str, Any], folder: Path) -> str:
         verdict = f"converged at step {step:,}" + (f" (after {before:,})" if before is not None else "")
         verdict += f", lost at {summary['convergence_lost']:,}" if summary["convergence_lost"] is not None else ""
     line += f"; probes took {summary['probe_share']:.0%} of the time of training"
-    return f"{line}; control fidelity {reached:z.2f} (0 ignores the map, 1 is this VAE's best); {verdict}."
+    return f"{line}; {reached}; {verdict}."
 
 
 def say(line: str) -> None:
