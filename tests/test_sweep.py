@@ -249,3 +249,19 @@ def test_optuna_searches_for_the_highest_fidelity_and_goes_on_as_it_would_have(t
     assert states(sweep) == ["finished"] * 3
     assert jobs_of(sweep)[0].overrides == first
     assert len({row["optimizer.lr"] for row in comparison(sweep)}) == 3
+
+
+@needs("hydra_submitit_launcher")
+def test_slurm_is_given_a_batch_script_with_what_a_run_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("srun", "sbatch"):  # a cluster that refuses every job, and keeps its script
+        (tmp_path / name).write_text(f'#!/bin/sh\ncp "$1" {tmp_path}/script\nexit 1\n')
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    wanted = ["hydra.launcher.partition=gpu", "hydra.launcher.array_parallelism=1"]
+    assert command("-m", "seed=0,1", "launcher=slurm", *wanted, *SMALL) == 1
+    script = (tmp_path / "script").read_text().splitlines()
+    for option in ("array=0-1%1", "cpus-per-task=8", "gpus-per-node=1", "job-name=cnx", "mem=32GB", "partition=gpu",
+                   "time=240"):  # fmt: skip
+        assert f"#SBATCH --{option}" in script
+    assert any(line.startswith("srun ") and "submitit.core._submit" in line for line in script)
+    assert states(newest()) == ["planned", "planned"]
