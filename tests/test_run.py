@@ -106,7 +106,7 @@ def test_every_experiment_runs_for_two_steps(experiment: str) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["experiment"] == experiment
     assert summary["optimizer_steps"] == steps <= summary["micro_batches"]
-    if summary["micro_batches"] == steps:  # with accumulation there is an epoch's end among them, whose batch is smaller
+    if summary["micro_batches"] == steps:  # else an epoch has ended, with a smaller batch
         assert summary["samples_seen"] == 4 * steps
     assert (folder / "samples" / f"step_00000{steps}.png").is_file()
     assert (folder / "samples_over_time.png").is_file()
