@@ -24,6 +24,7 @@ SMALL = [
     "callback.probe.items=2",
     "callback.probe.every=2",
     "callback.probe.gain_every=1",
+    "callback.probe.budget=null",
     "callback.checkpoint.every=1",
     "sampler.steps=2",
 ]
@@ -122,13 +123,14 @@ def test_a_sweep_of_2x2_with_a_failure_and_a_kill_is_completed(
     assert (finished.folder / "summary.json").stat().st_mtime_ns == kept
     assert f"Run {interrupted.folder}:" in capsys.readouterr().out.replace("\n", "")
     with (interrupted.folder / "metrics.csv").open(newline="") as file:
-        trained = [row["optimizer_step"] for row in csv.DictReader(file) if row["train_loss"]]
+        trained = [row["optimizer_step"] for row in csv.DictReader(file) if row["train/loss"]]
     assert trained == ["1", "2", "3"]  # gone on with, not begun again in the same folder
     rows = comparison(sweep)
     assert [(row["init"], row["seed"]) for row in rows] == [
         ("scratch", "0"), ("scratch", "1"), ("sd_copy", "0"), ("sd_copy", "1"),
     ]  # fmt: skip
-    assert list(rows[0])[:2] == ["init", "seed"] and all(row["fidelity"] for row in rows)
+    assert [name for name in rows[0] if "callback" not in name][:2] == ["init", "seed"]  # what varied comes first
+    assert all(row["control_fidelity"] for row in rows)
 
 
 def test_a_run_that_fails_stops_no_other_and_is_reported_by_name(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +141,7 @@ def test_a_run_that_fails_stops_no_other_and_is_reported_by_name(capsys: pytest.
     assert "1 of 2 runs have not finished" in said
     assert any(line.startswith("  data.heldout=0: failed: ") for line in said.splitlines())
     assert said.rstrip().endswith(f"python run.py resume={sweep}")
-    assert len(comparison(sweep)) == 1
+    assert [row["status"].split(":")[0] for row in comparison(sweep)] == ["finished", "failed"]
     assert not (sweep / "jobs" / "0.txt").exists()  # bad input is no bug: its line says it all
 
 

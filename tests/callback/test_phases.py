@@ -58,7 +58,7 @@ class Verdict(Probe):
     """A probe whose samples need no drawing: it converges at step 2, which step 4 confirms."""
 
     def __init__(self) -> None:
-        super().__init__(condition=None, sampler=None)  # type: ignore[arg-type]
+        super().__init__(condition=None, sampler=None, every=2)  # type: ignore[arg-type]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
 

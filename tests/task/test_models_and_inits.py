@@ -44,6 +44,7 @@ SMALL = [
     "callback.probe.items=1",
     "callback.probe.every=3",
     "callback.probe.gain_every=1",
+    "callback.probe.budget=null",  # the same probes, whatever the time
     "sampler.steps=1",
 ]
 
@@ -203,7 +204,7 @@ def test_resuming_a_trained_base_equals_never_stopping(arguments: list[str], mon
     users = types.ModuleType("users")
     users.PressCtrlC = PressCtrlC  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "users", users)
-    arguments = [*arguments, "trainer.max_steps=6", *SMALL]
+    arguments = [*arguments, "trainer.max_steps=6", "cooldown=0", *SMALL]
     whole = launch(*arguments)
     stopped = launch(*arguments, "+callback.user={_target_: users.PressCtrlC, step: 2}")
     assert not (stopped / "base").exists() and not (stopped / "summary.json").exists()
