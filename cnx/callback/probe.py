@@ -278,10 +278,12 @@ class Probe(Callback):
         return step + 1 if self._steps is None else self._steps
 
     def _fits_in(self, step: int) -> bool:
-        stride = self.spacing.stride(self._horizon(step), self._cost)
+        horizon = self._horizon(step)
+        stride = self.spacing.stride(horizon, self._cost)
         if step % stride == 0:
             return True
-        self._say_once(f"no probe at every {self.spacing.every:,} steps, but at every {stride:,}: {self._price()}")
+        instead = f"every {stride:,}" if stride < horizon else "the first and the last"
+        self._say_once(f"no probe at every {self.spacing.every:,} steps, but at {instead}: {self._price()}")
         return False
 
     def _asks_for_one(self, step: int) -> bool:
