@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import rich
@@ -124,7 +124,8 @@ class Probe(Callback):
         every: optimizer steps between regular probes.
         gain_every: optimizer steps between measurements of control gain.
         adaptive: whether there are probes between the regular ones, where control gain rises.
-        budget: the share of the time of training that probes and gains may take, in (0, 1); null is no limit.
+        budget: the share of the time of training that probes and gains may take, beside the first and the last probe
+            and what is measured once, in (0, 1); null is no limit.
         seed: of the noise, the timesteps and eps.
         grid_rows: items shown in the grid; all are measured.
 
@@ -167,7 +168,7 @@ class Probe(Callback):
         self.share = 0.0
         self._began = time.monotonic()
         self._cost: Cost | None = None
-        self._took = {"start": 0.0, "probe": 0.0, "gain": 0.0}  # seconds, of the first of each
+        self._took = {"probe": 0.0, "gain": 0.0}  # seconds, of the first of each
         self._earlier = {"watching": 0.0, "training": 0.0}  # seconds, of the sittings before this one
         self._said: set[str] = set()
 
@@ -213,7 +214,7 @@ class Probe(Callback):
         steps = trainer.estimated_stepping_batches  # inf, or -1, where nothing bounds the run
         self._steps = int(steps) if 0 < steps < float("inf") else None
         self._began, self._first = time.monotonic(), None
-        with self._aside(trainer, pl_module, "start") as run:
+        with self._aside(trainer, pl_module) as run:
             self._prepare(trainer, run)
         self._watch(trainer, pl_module)
 
@@ -311,7 +312,9 @@ class Probe(Callback):
             rich.get_console().print(line, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
-    def _aside(self, trainer: Trainer, pl_module: LightningModule, what: str) -> Iterator[Probed]:
+    def _aside(
+        self, trainer: Trainer, pl_module: LightningModule, what: Literal["probe", "gain"] | None = None
+    ) -> Iterator[Probed]:
         """The model in eval mode under training's autocast, leaving no trace in it or in the random state."""
         run = cast(Probed, pl_module)
         training = [module for module in run.model.modules() if module.training]
@@ -327,7 +330,8 @@ class Probe(Callback):
                     module.training = True  # not .train(): a model may keep its base in eval mode
         took = time.monotonic() - start
         self.seconds += took
-        self._took[what] = self._took[what] or took
+        if what:
+            self._took[what] = self._took[what] or took
 
     def _prepare(self, trainer: Trainer, run: Probed) -> None:
         device = run.model.base.device

@@ -12,12 +12,10 @@ class Cost:
     """What watching a run costs, in the time of its optimizer steps.
 
     Attributes:
-        start: what is measured once, before the first probe.
         probe: one probe.
         gain: one measurement of control gain.
     """
 
-    start: float
     probe: float
     gain: float
 
@@ -37,7 +35,8 @@ class Spacing:
         every: optimizer steps between regular probes.
         gain_every: optimizer steps between measurements of control gain.
         adaptive: whether there are probes between the regular ones.
-        budget: the share of a run's time that may be spent watching it; None is no limit.
+        budget: the share of a run's time that may be spent watching it, beside the first and the last probe and what is
+            measured once; None is no limit.
         growth: above 1.
     """
 
@@ -77,4 +76,4 @@ class Spacing:
             return math.inf
         # Watching may take budget / (1 - budget) of the time of training, so that it takes `budget` of both together.
         allowed = steps * self.budget / (1 - self.budget)
-        return max(0, (allowed - cost.start - steps / self.gain_every * cost.gain) // cost.probe - 2)
+        return max(0, (allowed - steps / self.gain_every * cost.gain) // cost.probe)

@@ -57,22 +57,22 @@ def test_adaptive_off_means_regular_probes_only() -> None:
 
 @pytest.mark.parametrize("probe", [1, 5, 12, 25, 40, 70, 150, 1000])
 def test_watching_stays_within_its_share_of_the_time(probe: float) -> None:
-    cost = Cost(start=probe, probe=probe, gain=probe / 100)
+    cost = Cost(probe=probe, gain=probe / 100)
     probed = probes(TIGHT, rise(at=1000), 4000, cost)
-    watching = cost.start + len(probed) * cost.probe + 81 * cost.gain
-    assert probed[0] == 0 and probed[-1] == 4000
-    assert watching / (4000 + watching) <= 0.101 or probed == [0, 4000], "the first and the last are made in any case"
+    watching = (len(probed) - 2) * cost.probe + 80 * cost.gain
+    assert probed[0] == 0 and probed[-1] == 4000, "the first and the last are made in any case, and beside the budget"
+    assert watching / (4000 + watching) <= 0.1 or probed == [0, 4000]
     if probe <= 5:
         assert probed == probes(FREE, rise(at=1000), 4000, None), "nothing is left out that could be paid for"
     # Nor is it stingy: with one more probe at all multiples of a lesser stride, it would be too dear.
     stride = TIGHT.stride(4000, cost)
     if stride > 400:
-        more = cost.start + (2 + 3999 // (stride - 400)) * cost.probe + 81 * cost.gain
+        more = 3999 // (stride - 400) * cost.probe + 80 * cost.gain
         assert more / (4000 + more) > 0.1
 
 
 def test_over_budget_every_run_of_that_length_leaves_out_the_same_regular_probes() -> None:
-    dear = Cost(start=40, probe=40, gain=0.4)
+    dear = Cost(probe=60, gain=0.6)
     early, late = (probes(TIGHT, rise(at=at), 4000, dear) for at in (500, 3000))
     regular = [[step for step in probed if step % TIGHT.stride(4000, dear) == 0] for probed in (early, late)]
     assert regular[0] == regular[1] == [0, 800, 1600, 2400, 3200, 4000]
@@ -80,5 +80,5 @@ def test_over_budget_every_run_of_that_length_leaves_out_the_same_regular_probes
 
 def test_regular_probes_come_before_those_between() -> None:
     for probe in (20.0, 25.0, 30.0):
-        cost = Cost(start=probe, probe=probe, gain=0.5)
+        cost = Cost(probe=probe, gain=0.5)
         assert set(range(0, 4001, 400)) <= set(probes(TIGHT, rise(at=1000), 4000, cost))
