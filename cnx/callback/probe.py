@@ -21,20 +21,13 @@ from torch import Tensor
 from cnx.callback.interrupt import was_interrupted
 from cnx.callback.spacing import Cost, Spacing
 from cnx.callback.wandb import Wandb
+from cnx.condition import Condition
 from cnx.data.module import Batch, HeldOut
 from cnx.errors import InputError
 from cnx.metric import Convergence, calibrate, find_convergence, is_degenerate
 from cnx.model import Controlled
 from cnx.report import sample_grid, save_image
 from cnx.sampler import DDIM
-
-
-class Condition(Protocol):
-    """What the probe asks of a condition."""
-
-    def fidelity(self, drawn: UInt8[np.ndarray, "h w 3"], wanted: UInt8[np.ndarray, "h w 3"]) -> float: ...
-
-    def fidelity_exact(self, drawn: UInt8[np.ndarray, "h w 3"], wanted: UInt8[np.ndarray, "h w 3"]) -> float: ...
 
 
 class Probed(Protocol):
@@ -51,10 +44,13 @@ class Probed(Protocol):
 
 @dataclass(frozen=True)
 class Score:
-    """Control fidelity averaged over the items, in [0, 1]: `raw` with the condition's tolerance, `exact` without."""
+    """How well samples agree with their maps (`cnx.condition.Agreement`), averaged over the items.
+
+    `raw` is the condition's fidelity, in [0, 1]; `published` the number of the literature, by its `measure`.
+    """
 
     raw: float
-    exact: float
+    published: float
     items: tuple[float, ...] = ()  # the raw one of each item, for paired comparisons between runs
 
 
@@ -64,7 +60,7 @@ class ProbeRecord:
 
     step: int
     raw: float
-    exact: float
+    published: float
     calibrated: float
     items: tuple[float, ...] = ()
 
@@ -114,8 +110,8 @@ class Probe(Callback):
     Writes to `samples/` in the run folder (`trainer.default_root_dir`): `heldout.npz` (control, target, reconstruction,
     floor: UInt8 "n H W 3"; prompts; index), and at each probe `step_000400.png`, `step_000400.npz` (samples: UInt8
     "n H W 3") and `probe.json` (floor, ceiling, every probe and gain so far). Logs `control/fidelity` (calibrated),
-    `control/fidelity_raw`, `control/fidelity_exact` and `control/gain` to all loggers; to wandb the grid and a table of
-    the items too, and an alert at the probe that shows convergence.
+    `control/fidelity_raw`, `control/fidelity_published` and `control/gain` to all loggers; to wandb the grid and a
+    table of the items too, and an alert at the probe that shows convergence.
 
     Args:
         condition: judges samples against control maps.
@@ -184,10 +180,10 @@ class Probe(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history = [ProbeRecord(**record) for record in state_dict["history"]]
+        self.history = [ProbeRecord(**_current(record)) for record in state_dict["history"]]
         self.gains = [GainRecord(**record) for record in state_dict["gains"]]
-        self.floor = Score(**state_dict["floor"]) if state_dict["floor"] else None
-        self.ceiling = Score(**state_dict["ceiling"]) if state_dict["ceiling"] else None
+        self.floor = Score(**_current(state_dict["floor"])) if state_dict["floor"] else None
+        self.ceiling = Score(**_current(state_dict["ceiling"])) if state_dict["ceiling"] else None
         self._cost = Cost(**state_dict["cost"]) if state_dict["cost"] else None
         self._took = state_dict["took"]
         self._earlier = state_dict["earlier"]
@@ -382,7 +378,7 @@ class Probe(Callback):
         score = self._score(samples)
         calibrated = calibrate(score.raw, floor.raw, ceiling.raw)
         converged_before = self.convergence().step
-        self.history.append(ProbeRecord(step, score.raw, score.exact, calibrated, score.items))
+        self.history.append(ProbeRecord(step, score.raw, score.published, calibrated, score.items))
 
         folder = self._folder(trainer)
         line = (
@@ -404,7 +400,7 @@ class Probe(Callback):
         _save_arrays(folder / f"step_{step:06d}.npz", samples=samples)
         save_image(grid, folder / f"step_{step:06d}.png")
         self._save_summary(folder / "probe.json")
-        row = {"fidelity": calibrated, "fidelity_raw": score.raw, "fidelity_exact": score.exact}
+        row = {"fidelity": calibrated, "fidelity_raw": score.raw, "fidelity_published": score.published}
         _log(trainer, run, {f"control/{name}": value for name, value in row.items()})
         for logger in trainer.loggers:
             if isinstance(logger, Wandb):
@@ -448,10 +444,9 @@ class Probe(Callback):
     def _score(self, images: UInt8[np.ndarray, "n H W 3"]) -> Score:
         fixed = self._fixed
         assert fixed is not None
-        pairs = list(zip(images, fixed.control, strict=True))
-        items = tuple(self.condition.fidelity(drawn, wanted) for drawn, wanted in pairs)
-        exact = float(np.mean([self.condition.fidelity_exact(drawn, wanted) for drawn, wanted in pairs]))
-        return Score(raw=float(np.mean(items)), exact=exact, items=items)
+        pairs = zip(images, fixed.control, strict=True)
+        items, published = zip(*(self.condition.judge(drawn, wanted) for drawn, wanted in pairs), strict=True)
+        return Score(raw=float(np.mean(items)), published=float(np.mean(published)), items=items)
 
     def _folder(self, trainer: Trainer) -> Path:
         folder = Path(trainer.default_root_dir) / "samples"
@@ -470,6 +465,11 @@ class Probe(Callback):
             "gains": [asdict(record) for record in self.gains],
         }
         _replace(path, (json.dumps(summary, indent=1) + "\n").encode())
+
+
+def _current(record: dict[str, Any]) -> dict[str, Any]:
+    """A score as it is named now; checkpoints once called the published number `exact`."""
+    return {"published" if name == "exact" else name: value for name, value in record.items()}
 
 
 def _log(trainer: Trainer, run: Probed, metrics: dict[str, float]) -> None:

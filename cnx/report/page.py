@@ -131,6 +131,12 @@ def in_words(run: SavedRun) -> Iterator[str]:
         f"this VAE can draw (raw {fidelity['raw']:z.2f}, floor {fidelity['floor']:z.2f}, ceiling "
         f"{fidelity['ceiling']:z.2f}, over {fidelity['items']} held-out items)."
     )
+    # Folders of before there were several conditions call it exact; they are all of edges.
+    name = "published" if "published" in fidelity else "exact"
+    if name in fidelity:
+        last, floor, ceiling = (number(fidelity[f"{name}{of}"], "z.3g") for of in ("", "_floor", "_ceiling"))
+        measure = fidelity.get("measure", "edge F1, pixel-exact")
+        yield f"The literature's number is {last} (floor {floor}, ceiling {ceiling}): {measure}."
     if run.probe.get("degenerate"):
         yield "Floor and ceiling coincide: this base cannot show control, and its fidelity is 0 by definition."
     yield _convergence_sentence(summary)

@@ -2,7 +2,6 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import rich
@@ -13,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from cnx.condition import Condition
 from cnx.data.module import ControlData
 from cnx.errors import InputError
 from cnx.metric import calibrate, is_degenerate
@@ -34,7 +34,7 @@ def run(cfg: DictConfig) -> None:
     trained = trained_config(cfg, folder, but=("task", "run", "num_items", "seed"))
     if cfg.num_items < 1:
         raise InputError(f"num_items={cfg.num_items}: must be at least 1")
-    condition: Any = instantiate(trained.condition)
+    condition: Condition = instantiate(trained.condition)
     sampler: Sampler = instantiate(trained.sampler)
     data: ControlData = instantiate(trained.data)
     net = load_net(trained, folder)
@@ -46,7 +46,7 @@ def run(cfg: DictConfig) -> None:
 
     columns = (TextColumn("drawing"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     console = rich.get_console()
-    names = {"raw": "exact", "floor": "exact_floor", "ceiling": "exact_ceiling"}  # with the tolerance, and without
+    names = {"raw": "published", "floor": "published_floor", "ceiling": "published_ceiling"}  # fidelity, and beside it
     scores: dict[str, list[float]] = {name: [] for name in (*names, *names.values())}
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         chunks = torch.arange(count).split(sampler.chunk)
@@ -64,10 +64,11 @@ def run(cfg: DictConfig) -> None:
                     [Control(net.model, heldout.control[part].to(device), strength)],
                     on_step=partial(progress.advance, bar),
                 )
-            for name, exact in names.items():
+            for name, published in names.items():
                 for image, control_map in zip(_to_uint8(base.decode_latents(drawn[name])), wanted, strict=True):
-                    scores[name].append(condition.fidelity(image, control_map))
-                    scores[exact].append(condition.fidelity_exact(image, control_map))
+                    agreement = condition.judge(image, control_map)
+                    scores[name].append(agreement.fidelity)
+                    scores[published].append(agreement.published)
 
     mean = {name: float(np.mean(values)) for name, values in scores.items()}
     error = {name: float(np.std(values, ddof=1) / count**0.5) if count > 1 else None for name, values in scores.items()}
@@ -76,7 +77,7 @@ def run(cfg: DictConfig) -> None:
         "run": str(folder),
         "items": count,
         "seed": cfg.seed,
-        "control_fidelity": {**mean, "calibrated": calibrated},
+        "control_fidelity": {**mean, "calibrated": calibrated, "measure": condition.measure},
         "standard_error": error,
         "degenerate": is_degenerate(mean["floor"], mean["ceiling"]),
         "sampler": OmegaConf.to_container(trained.sampler, resolve=True),

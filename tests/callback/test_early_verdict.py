@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cnx.callback import EarlyVerdict, Flat, Hopeless, Interrupt, Probe, ProbeRecord, was_interrupted
 from cnx.callback.probe import GainRecord
+from cnx.condition import Agreement
 from cnx.errors import InputError
 from cnx.sampler import DDIM
 
@@ -57,10 +58,8 @@ def test_a_run_is_hopeless_when_control_gain_stays_flat_near_0_for_long() -> Non
 
 
 class Likeness:
-    def fidelity(self, drawn: Any, wanted: Any) -> float:
-        return 0.5
-
-    fidelity_exact = fidelity
+    def judge(self, drawn: Any, wanted: Any) -> Agreement:
+        return Agreement(0.5, 0.5)
 
 
 class AtStep(EarlyVerdict):

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from cnx.callback import MetricsCSV, Phases, Probe, ProbeRecord
+from cnx.condition import Agreement
 from cnx.errors import InputError
 from cnx.objective import Denoise
 from cnx.sampler import DDIM
@@ -218,10 +219,9 @@ def test_two_processes_share_the_gradients_of_what_a_phase_begins_to_train(repos
 class Brightness:
     """A condition that asks for bright pictures, whatever the map."""
 
-    def fidelity(self, drawn: np.ndarray, wanted: np.ndarray) -> float:
-        return float(drawn.mean() / 255)
-
-    fidelity_exact = fidelity
+    def judge(self, drawn: np.ndarray, wanted: np.ndarray) -> Agreement:
+        brightness = float(drawn.mean() / 255)
+        return Agreement(brightness, brightness)
 
 
 def test_a_probe_measures_a_trained_base_against_what_it_draws_alone_now(fit_training: Fit) -> None:

@@ -12,7 +12,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from cnx.callback import Interrupt, MetricsCSV, Probe
+from cnx.callback import Interrupt, MetricsCSV, Probe, ProbeRecord
+from cnx.callback.probe import Score
+from cnx.condition import Agreement
 from cnx.data.module import Batch
 from cnx.errors import InputError
 from cnx.metric import calibrate
@@ -24,11 +26,9 @@ Fit = Callable[..., tuple[Any, Trainer]]
 class Likeness:
     """A condition whose fidelity is a smooth function of the pictures."""
 
-    def fidelity(self, drawn: np.ndarray, wanted: np.ndarray) -> float:
-        return float(1 - np.abs(drawn.astype(float) - wanted).mean() / 255)
-
-    def fidelity_exact(self, drawn: np.ndarray, wanted: np.ndarray) -> float:
-        return self.fidelity(drawn, wanted) ** 2
+    def judge(self, drawn: np.ndarray, wanted: np.ndarray) -> Agreement:
+        likeness = float(1 - np.abs(drawn.astype(float) - wanted).mean() / 255)
+        return Agreement(likeness, likeness**2)
 
 
 class CarelessDDIM(DDIM):
@@ -79,7 +79,9 @@ def test_probes_come_at_the_start_at_every_nth_optimizer_step_and_at_the_end(fit
         ("4", "12", "24"),
         ("5", "15", "30"),
     ]
-    assert [float(row["control/fidelity_exact"]) for row in rows] == pytest.approx([r.exact for r in watched.history])
+    published = [float(row["control/fidelity_published"]) for row in rows]
+    assert published == pytest.approx([record.published for record in watched.history])
+    assert all(0 < record.published < record.raw for record in watched.history)
 
 
 def test_a_watched_run_learns_what_an_unwatched_one_does(fit: Fit) -> None:
@@ -107,7 +109,7 @@ def test_the_numbers_are_those_of_the_saved_pictures(fit: Fit, tmp_path: Path) -
 
     def score(images: np.ndarray) -> float:
         pairs = zip(images, heldout["control"], strict=True)
-        return float(np.mean([Likeness().fidelity(drawn, wanted) for drawn, wanted in pairs]))
+        return float(np.mean([Likeness().judge(drawn, wanted).fidelity for drawn, wanted in pairs]))
 
     assert summary["floor"]["raw"] == pytest.approx(score(heldout["floor"]))
     assert summary["ceiling"]["raw"] == pytest.approx(score(heldout["reconstruction"]))
@@ -319,3 +321,14 @@ def test_only_rank_zero_probes(fit: Fit, tmp_path: Path, monkeypatch: pytest.Mon
     fit(watched, max_steps=2)
     assert watched.history == watched.gains == []
     assert not (tmp_path / "run" / "samples").exists()
+
+
+def test_a_checkpoint_that_calls_the_published_number_exact_goes_on() -> None:
+    watched = probe()
+    watched.history, watched.floor = [ProbeRecord(2, 0.5, 0.25, 0.1)], Score(0.1, 0.01)
+    saved = watched.state_dict()
+    for record in (*saved["history"], saved["floor"]):
+        record["exact"] = record.pop("published")
+    resumed = probe()
+    resumed.load_state_dict(saved)
+    assert resumed.history == watched.history and resumed.floor == watched.floor

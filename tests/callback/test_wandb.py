@@ -20,6 +20,7 @@ import cnx.callback.probe
 import cnx.callback.wandb
 from cnx.callback import Probe, Wandb, wandb_logger
 from cnx.callback.wandb import flatten
+from cnx.condition import Agreement
 from cnx.sampler import DDIM
 
 Fit = Callable[..., tuple[Any, Trainer]]
@@ -79,10 +80,9 @@ def files(folder: Path) -> list[Path]:
 
 
 class Likeness:
-    def fidelity(self, drawn: np.ndarray, wanted: np.ndarray) -> float:
-        return float(1 - np.abs(drawn.astype(float) - wanted).mean() / 255)
-
-    fidelity_exact = fidelity
+    def judge(self, drawn: np.ndarray, wanted: np.ndarray) -> Agreement:
+        likeness = float(1 - np.abs(drawn.astype(float) - wanted).mean() / 255)
+        return Agreement(likeness, likeness)
 
 
 def test_an_offline_run_is_recorded_without_loss(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

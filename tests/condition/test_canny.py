@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cnx.condition import Canny
+from cnx.condition import Agreement, Canny
 
 
 def disc(size: int = 128, shift: int = 0, inside: int = 220, outside: int = 30) -> np.ndarray:
@@ -29,16 +29,15 @@ def test_edges_are_white_on_black_and_channels_are_read_as_rgb() -> None:
 
 def test_a_photo_obeys_its_own_map_entirely() -> None:
     canny = Canny()
-    assert canny.fidelity(disc(), canny(disc())) == 1.0
-    assert canny.fidelity_exact(disc(), canny(disc())) == 1.0
+    assert canny.judge(disc(), canny(disc())) == Agreement(fidelity=1.0, published=1.0)
 
 
-def test_fidelity_falls_with_displacement_and_exact_fidelity_sooner() -> None:
+def test_fidelity_falls_with_displacement_and_the_published_number_sooner() -> None:
     canny = Canny()
     wanted = canny(disc())
-    scores = [canny.fidelity(disc(shift=shift), wanted) for shift in (0, 1, 3, 8)]
+    scores = [canny.judge(disc(shift=shift), wanted).fidelity for shift in (0, 1, 3, 8)]
     assert scores == sorted(scores, reverse=True) and scores[-1] < 0.35
-    assert scores[1] > 0.9 > 0.5 > canny.fidelity_exact(disc(shift=1), wanted)
+    assert scores[1] > 0.9 > 0.5 > canny.judge(disc(shift=1), wanted).published
 
 
 @pytest.mark.parametrize(("size", "forgiven"), [(64, 1), (128, 1), (256, 2), (512, 4)])
@@ -47,12 +46,12 @@ def test_tolerance_grows_with_the_image(size: int, forgiven: int) -> None:
     photo = np.zeros((size, size, 3), dtype=np.uint8)
     photo[:, size // 2 :] = 255
     wanted = canny(photo)
-    assert canny.fidelity(photo, np.roll(wanted, forgiven, axis=1)) == 1.0
-    assert canny.fidelity(photo, np.roll(wanted, forgiven + 1, axis=1)) == 0.0
+    assert canny.judge(photo, np.roll(wanted, forgiven, axis=1)).fidelity == 1.0
+    assert canny.judge(photo, np.roll(wanted, forgiven + 1, axis=1)).fidelity == 0.0
 
 
 def test_an_empty_drawing_obeys_only_an_empty_map() -> None:
     canny = Canny()
     blank = np.full((64, 64, 3), 128, dtype=np.uint8)
-    assert canny.fidelity(blank, canny(blank)) == 1.0
-    assert canny.fidelity(blank, canny(disc(64))) == 0.0
+    assert canny.judge(blank, canny(blank)) == Agreement(1.0, 1.0)
+    assert canny.judge(blank, canny(disc(64))) == Agreement(0.0, 0.0)

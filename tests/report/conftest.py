@@ -39,12 +39,14 @@ def save_run(tmp_path_factory: pytest.TempPathFactory) -> SaveRun:
         chosen = {"base": "tiny", "model": "full", "init": "sd_copy", "task": "train"} | (choices or {})
         settings = {"name": "test", "choices": chosen, "seed": 0} | config
         OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
-        probes = [{"step": 100 * i, "raw": v, "exact": v, "calibrated": v, "items": []} for i, v in enumerate(fidelity)]
+        probes = [
+            {"step": 100 * i, "raw": v, "published": v, "calibrated": v, "items": []} for i, v in enumerate(fidelity)
+        ]
         if items is not None:
             probes[-1]["items"] = list(items)
         content = {
-            "floor": {"raw": 0.0, "exact": 0.0},
-            "ceiling": {"raw": 1.0, "exact": 1.0},
+            "floor": {"raw": 0.0, "published": 0.0},
+            "ceiling": {"raw": 1.0, "published": 1.0},
             "degenerate": degenerate,
             "probes": probes,
             "gains": [{"step": p["step"], "gain": p["calibrated"] / 2} for p in probes],
@@ -82,7 +84,11 @@ def save_run(tmp_path_factory: pytest.TempPathFactory) -> SaveRun:
                 "samples_seen": batch * probes[-1]["step"],
                 "wall_seconds": 61.4,
                 "images_per_second": 12.34,
-                "control_fidelity": {"raw": last, "floor": 0.0, "ceiling": 1.0, "calibrated": last, "items": n},
+                "control_fidelity": {
+                    **{"raw": last, "floor": 0.0, "ceiling": 1.0, "calibrated": last, "items": n},
+                    **{"published": 0.123, "published_floor": 0.045, "published_ceiling": 0.67},
+                    "measure": "edge F1; higher is better",
+                },
                 "convergence_step": converged,
                 "convergence_after": converged - 100 if converged else None,
                 "fidelity_25_step": converged,

@@ -83,7 +83,7 @@ def run_folder(folder: Path, steps: list[int], items: int = 3) -> Path:
     probes = []
     for i, step in enumerate(steps):
         np.savez(samples / f"step_{step:06d}.npz", samples=plain(*[20 + i] + [200] * (items - 1)))
-        probes.append({"step": step, "raw": 0.3, "exact": 0.1, "calibrated": 0.1 * i})
+        probes.append({"step": step, "raw": 0.3, "published": 0.1, "calibrated": 0.1 * i})
     (samples / "probe.json").write_text(json.dumps({"probes": probes}))
     return folder
 

@@ -1,4 +1,5 @@
 import base64
+import html
 import io
 import json
 import re
@@ -108,6 +109,18 @@ def test_the_slider_is_labelled_and_has_a_place_for_each_step(kind: str, pages: 
 
 def test_values_of_a_curve_can_be_read_without_scripts(pages: dict[str, str]) -> None:
     assert "<title>fidelity: calibrated control fidelity 0.6 at optimizer step 100, convergence</title>" in pages["run"]
+
+
+def test_the_number_of_the_literature_is_given_with_its_measure_older_folders_too(save_run: SaveRun) -> None:
+    folder = save_run("new")
+    said = "The literature's number is 0.123 (floor 0.045, ceiling 0.67): edge F1"
+    assert f"{said}; higher is better." in html.unescape(run_report(folder).read_text())
+    summary = json.loads((folder / "summary.json").read_text())
+    fidelity = summary["control_fidelity"]
+    del fidelity["measure"]
+    summary["control_fidelity"] = {name.replace("published", "exact"): value for name, value in fidelity.items()}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert f"{said}, pixel-exact." in html.unescape(run_report(folder).read_text())
 
 
 def test_an_unfinished_run_says_so(save_run: SaveRun) -> None:
