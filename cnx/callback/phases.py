@@ -64,7 +64,8 @@ class Phases(Callback):
     - `lr`: learning rate of everything that is trained.
     - `accumulate_grad_batches`: micro-batches in an optimizer step. They are counted from the epoch's beginning, so
       the first step after the change may hold fewer, as an epoch's last one does.
-    - `stop_after`: the run ends that many optimizer steps after the phase began, if not sooner.
+    - `stop_after`: the run ends that many optimizer steps after the phase began, if not sooner. Where `when` is a step
+      the end is known from the first step on: a cooldown falls towards it, and the progress bar counts up to it.
 
     Each phase waits for its own moment alone; those of the same moment begin in the order of the list. Step n is the
     moment between the n-th update and the work on the next one, after the probe and before the checkpoint of step n. A
@@ -132,6 +133,10 @@ class Phases(Callback):
         # The checkpoint has brought back the model's wiring and the optimizer; the trainer's own settings are ours.
         for begun in self.begun:
             self._set_trainer(trainer, self.phases[begun.phase - 1], begun.step)
+        done = {begun.phase for begun in self.begun}
+        for number, phase in enumerate(self.phases, start=1):
+            if number not in done and phase["when"] != CONVERGED and "stop_after" in phase:
+                _end_by(trainer, max(phase["when"], trainer.global_step) + phase["stop_after"])
         if self.phases:
             self._write(trainer)  # without what a killed run had begun after its checkpoint
         self._watch(trainer, pl_module)
@@ -193,8 +198,7 @@ class Phases(Callback):
         if "accumulate_grad_batches" in phase:
             trainer.accumulate_grad_batches = phase["accumulate_grad_batches"]
         if "stop_after" in phase:
-            end, loop = step + phase["stop_after"], trainer.fit_loop.epoch_loop
-            loop.max_steps = end if loop.max_steps == -1 else min(loop.max_steps, end)
+            _end_by(trainer, step + phase["stop_after"])
 
     def _write(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero:
@@ -204,6 +208,11 @@ class Phases(Callback):
         file.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(json.dumps([asdict(begun) for begun in self.begun], indent=1) + "\n", encoding="utf-8")
         os.replace(part, file)
+
+
+def _end_by(trainer: Trainer, step: int) -> None:
+    loop = trainer.fit_loop.epoch_loop
+    loop.max_steps = step if loop.max_steps == -1 else min(loop.max_steps, step)
 
 
 def _whole(value: Any, least: int) -> bool:

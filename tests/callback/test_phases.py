@@ -1,6 +1,7 @@
 """Runs that change under way, and are stopped and go on in between."""
 
 import csv
+import io
 import json
 import os
 import subprocess
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
 from torch import Tensor
 
-from cnx.callback import MetricsCSV, Phases, Probe, ProbeRecord
+from cnx.callback import MetricsCSV, Phases, Probe, ProbeRecord, RunProgress
 from cnx.condition import Agreement
 from cnx.errors import InputError
 from cnx.objective import Denoise
@@ -157,6 +159,29 @@ def test_what_begins_to_be_trained_takes_the_rate_of_the_phase_or_of_the_model_o
     assert rates({"lr": 4e-3}, 5e-4) == [4e-3, 4e-3]
 
 
+@pytest.mark.parametrize(
+    ("phase", "end", "totals"),
+    [
+        ({"when": 3, "stop_after": 2}, 5, [5] * 5),  # known from the first step on
+        ({"when": "converged", "stop_after": 2}, 6, [12] * 3 + [6] * 3),  # from the moment that it begins at
+    ],
+)
+def test_the_end_that_a_phase_sets_is_the_progress_bars_and_the_cooldowns(
+    fit_training: Fit, phase: dict[str, Any], end: int, totals: list[int]
+) -> None:
+    class Totals(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            found.append(bar._total)
+
+    found: list[int | None] = []
+    bar = RunProgress(Console(file=io.StringIO()))
+    verdict = [Verdict()] if phase["when"] == "converged" else []
+    callbacks = [*verdict, Phases([phase]), bar, Totals()]
+    _, trainer = fit_training(*callbacks, max_steps=12, cooldown=0.4, enable_progress_bar=True)
+    assert trainer.global_step == end and found == totals
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3 * (1 / end) / 0.4)
+
+
 @pytest.mark.parametrize("at", [3, 5])
 def test_a_phase_can_wait_for_convergence(fit_training: Fit, tmp_path: Path, at: int) -> None:
     def callbacks() -> list[Callback]:
@@ -253,6 +278,7 @@ def fit_training(toy_model: Callable[[], Any], toy_data: Callable[[], Any], tmp_
         ckpt_path: Path | None = None,
         links: Any = "all",
         unlocked_lr: float | None = None,
+        cooldown: float = 0.0,
         **settings: Any,
     ) -> tuple[Training, Trainer]:
         model = toy_model()
@@ -264,14 +290,14 @@ def fit_training(toy_model: Callable[[], Any], toy_data: Callable[[], Any], tmp_
             optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-3, eps=1e-14, fused=True),
             null_text=torch.zeros(1, 5, 8),
             prompt_dropout=0.5,
+            cooldown=cooldown,
             seed=0,
             log_every_n_steps=1,
         )
         trainer = Trainer(
-            **{"max_epochs": -1, "logger": False, **settings},
+            **{"max_epochs": -1, "logger": False, "enable_progress_bar": False, **settings},
             callbacks=list(callbacks),
             accelerator="cpu",
-            enable_progress_bar=False,
             enable_checkpointing=False,
             enable_model_summary=False,
             default_root_dir=tmp_path / name,
