@@ -92,9 +92,9 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def command_line() -> None:
-    """`main`, where `resume=<sweep folder>` stands for the sweep's own command, and Ctrl-C in it says how to go on."""
+    """`main`, where `resume=<sweep folder>` stands for the sweep's own command, and a sweep that ends says how to go on."""
     from cnx.errors import InputError
-    from cnx.task.sweep import Sweep, check_extras, how_to_go_on, resumed_arguments
+    from cnx.task.sweep import Sweep, check_extras, conclude_after_failure, how_to_go_on, resumed_arguments
 
     try:
         sys.argv[1:] = resumed_arguments(sys.argv[1:])
@@ -104,6 +104,9 @@ def command_line() -> None:
         sys.exit(f"cnx: {error}")
     except KeyboardInterrupt:
         sys.exit("cnx: stopped" + (f". {how_to_go_on(Sweep.under_way)}" if Sweep.under_way else ""))
+    except BaseException:  # Hydra's own exit, or what HYDRA_FULL_ERROR lets through
+        conclude_after_failure()
+        raise
 
 
 if __name__ == "__main__":

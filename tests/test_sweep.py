@@ -267,3 +267,21 @@ def test_slurm_is_given_a_batch_script_with_what_a_run_needs(tmp_path: Path, mon
         assert f"#SBATCH --{option}" in script
     assert any(line.startswith("srun ") and "submitit.core._submit" in line for line in script)
     assert states(newest()) == ["planned", "planned"]
+
+
+@needs("hydra_submitit_launcher")
+def test_what_had_finished_is_compared_when_a_launcher_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("-m", "data.heldout=0,0.2", "trainer.max_steps=1", *SMALL[:2], *SMALL[3:]) == 1
+    sweep = newest()
+    (sweep / "comparison.csv").unlink()
+    for name in ("srun", "sbatch"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    capsys.readouterr()
+    assert command(f"resume={sweep}", "launcher=slurm") == 1
+    assert [row["status"].split(":")[0] for row in comparison(sweep)] == ["finished", "failed"]
+    said = capsys.readouterr().out
+    assert "the launcher has failed" in said and said.rstrip().endswith(f"python run.py resume={sweep}")

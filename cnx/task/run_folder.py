@@ -65,7 +65,8 @@ def _overrides() -> list[str]:
     Without `=` and `,`, which Hydra's grammar would not take unquoted in `resume=<run folder>`.
     """
     pairs = [override.lstrip("+~").partition("=") for override in given_overrides()]
-    named = [f"{key.split('.')[-1]}-{value}" for key, _, value in pairs if key not in ("experiment", "runs", "logger")]
+    unnamed = ("experiment", "runs", "logger", "launcher")
+    named = [f"{key.split('.')[-1]}-{value}" for key, _, value in pairs if key not in unnamed]
     return ["_".join(re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-") for name in named)[:80]] if named else []
 
 

@@ -71,7 +71,7 @@ class Job:
         if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
             return None
         cfg = HydraConfig.get()
-        job = cls(Path(cfg.sweep.dir), cfg.job.num, typed(cfg.overrides.task))
+        job = cls(Path(cfg.sweep.dir), cfg.job.num, of_the_run(typed(cfg.overrides.task)))
         return cls.read(job.file) if job.file.exists() else job
 
     @property
@@ -136,7 +136,11 @@ def _ending_the_program(method: Callable[..., None]) -> Callable[..., None]:
 
 
 class Sweep(Callback):
-    """What Hydra calls before the first and after the last job of a sweep, in the process that was started."""
+    """What Hydra calls before the first and after the last job of a sweep, in the process that was started.
+
+    Attributes:
+        under_way: the sweep folder from its first job until its comparison is begun.
+    """
 
     under_way: ClassVar[Path | None] = None
 
@@ -169,6 +173,7 @@ class Sweep(Callback):
     @_ending_the_program
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Compare what has finished, and end with status 1 if anything has not."""
+        Sweep.under_way = None
         if status := conclude(Path(config.hydra.sweep.dir)):
             sys.exit(status)
 
@@ -181,7 +186,12 @@ def planned(config: DictConfig) -> list[list[str]] | None:
     overrides = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(
         [*params, *typed(config.hydra.overrides.task)]
     )
-    return [[*job] for job in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]]
+    return [of_the_run(job) for job in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]]
+
+
+def of_the_run(overrides: Sequence[str]) -> list[str]:
+    """What makes a run: where it is done may be another place when its sweep is gone on with."""
+    return [override for override in overrides if not override.startswith("launcher=")]
 
 
 def typed(overrides: Any) -> list[str]:
@@ -216,6 +226,14 @@ def conclude(sweep: Path) -> int:
     return 1
 
 
+def conclude_after_failure() -> None:
+    """Conclude a sweep whose launcher has failed: Hydra calls nobody then, and what had finished stands."""
+    sweep, Sweep.under_way = Sweep.under_way, None
+    if sweep:
+        _say("cnx: the launcher has failed, for the reason above")
+        conclude(sweep)
+
+
 def how_to_go_on(sweep: Path) -> str:
     return f"To complete it: python run.py resume={sweep}"
 
@@ -228,7 +246,7 @@ def run_job(cfg: DictConfig, task: Callable[[DictConfig], None]) -> float | None
     """
     job = Job.current()
     assert job is not None
-    if job.overrides != (wanted := typed(HydraConfig.get().overrides.task)):
+    if job.overrides != (wanted := of_the_run(typed(HydraConfig.get().overrides.task))):
         sys.exit(
             f"cnx: {job.file}: was {shlex.join(job.overrides)}, and is now {shlex.join(wanted)}; start a new sweep"
         )
