@@ -2,6 +2,30 @@
 
 from cnx.condition.canny import Canny
 from cnx.condition.condition import Agreement, Condition, Pixels
+from cnx.condition.fake_scribble import FakeScribble
 from cnx.condition.given import Given
+from cnx.condition.hough import Hough
+from cnx.condition.inpaint import Inpaint
+from cnx.condition.lineart import Lineart
+from cnx.condition.lineart_anime import LineartAnime
+from cnx.condition.scribble import Scribble
+from cnx.condition.shuffle import Shuffle
+from cnx.condition.softedge import SoftEdge
+from cnx.condition.tile import Tile
 
-__all__ = ["Agreement", "Canny", "Condition", "Given", "Pixels"]
+__all__ = [
+    "Agreement",
+    "Canny",
+    "Condition",
+    "FakeScribble",
+    "Given",
+    "Hough",
+    "Inpaint",
+    "Lineart",
+    "LineartAnime",
+    "Pixels",
+    "Scribble",
+    "Shuffle",
+    "SoftEdge",
+    "Tile",
+]

@@ -9,6 +9,11 @@ from jaxtyping import UInt8
 Pixels = UInt8[np.ndarray, "h w 3"]
 
 
+def in_all_channels(grey: UInt8[np.ndarray, "h w"]) -> Pixels:
+    """A grey picture as an RGB one."""
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
 class Agreement(NamedTuple):
     """How well two maps agree.
 
