@@ -151,7 +151,7 @@ def measure(overrides: list[str]) -> Measured:
     cfg = read(overrides)
     seed_everything(cfg.seed, verbose=False)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        cfg.data.cache, cfg.data.heldout = f"{folder}/cache", 0
+        cfg.data.cache_folder, cfg.data.heldout = f"{folder}/cache", 0
         if "scenes" in cfg.data:
             cfg.data.root = f"{folder}/pictures"
             # Three steps of four lie within an epoch, so medians do not see its beginning.

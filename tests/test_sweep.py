@@ -223,7 +223,7 @@ def test_joblib_runs_several_at_once_and_shares_out_the_cores(
     tmp_path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    launched(tmp_path, "launcher=joblib", "hydra.launcher.n_jobs=2", "data.root=data/cold", "data.cache=cold")
+    launched(tmp_path, "launcher=joblib", "hydra.launcher.n_jobs=2", "data.root=data/cold", "data.cache_folder=cold")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for job in (0, 1):
         threads, process = map(int, (tmp_path / f"threads-{job}").read_text().split())

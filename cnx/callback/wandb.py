@@ -66,11 +66,11 @@ class Wandb(WandbLogger):
         self.experiment.alert(title=f"Converged at step {step:,}", text=text)
 
     @rank_zero_only
-    def use_dataset(self, name: str, content: str, root: Path, **facts: Any) -> None:
+    def use_dataset(self, name: str, content: str, root: str, **facts: Any) -> None:
         """Note the data set as the run's input: where it lies and its content's hash, not its files. Online only."""
         if self._online():
             data = wandb.Artifact(f"{name}-{content[:12]}", type="dataset", metadata={"content": content, **facts})
-            data.add_reference(root.absolute().as_uri(), checksum=False)
+            data.add_reference(root if "://" in root else Path(root).absolute().as_uri(), checksum=False)
             self.experiment.use_artifact(data)
 
     @rank_zero_only

@@ -1,9 +1,11 @@
 """The Fill50K layout: a folder with prompt.json, control maps in source/ and images in target/."""
 
+import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -21,19 +23,32 @@ BEHIND_MAP = 0
 BEHIND_TARGET = 255
 
 
+class File(Protocol):
+    """An image file, which may lie in a folder (a Path), in a shard or in a table; str() names it in messages."""
+
+    @property
+    def name(self) -> str: ...
+
+    def read_bytes(self) -> bytes: ...
+
+
+F = TypeVar("F", bound=File, covariant=True)
+
+
 @dataclass(frozen=True)
-class Item:
+class Item(Generic[F]):
     """One training example: control map, image and prompt (which may be empty)."""
 
-    source: Path
-    target: Path
+    source: F
+    target: F
     prompt: str
 
 
-def read_folder(root: str | Path, limit: int | None = None, on_error: OnError = "raise") -> list[Item]:
+def read_folder(root: str | Path, limit: int | None = None, on_error: OnError = "raise") -> list[Item[Path]]:
     """Read the items of a data set folder in the order of its prompt.json, which has one JSON object per line.
 
-    Paths are relative to the folder, with or without the `source/` and `target/` prefix. Blank lines are ignored.
+    Paths are relative to the folder, with or without the `source/` and `target/` prefix, with `/` or with the `\\` of
+    Windows. Blank lines are ignored, lines may end in CRLF, and the file may begin with a byte order mark.
 
     Args:
         limit: read the first `limit` items only; lines after them are not looked at.
@@ -43,6 +58,11 @@ def read_folder(root: str | Path, limit: int | None = None, on_error: OnError = 
     Raises:
         InputError: no folder, no prompt.json, no items, a line that is no item, a missing image file.
     """
+    return list(list_folder(root, limit, on_error))
+
+
+def list_folder(root: str | Path, limit: int | None = None, on_error: OnError = "raise") -> Iterator[Item[Path]]:
+    """As `read_folder`, one item after another, so that a long prompt.json is never in memory as a whole."""
     root = Path(root)
     expected = "expected one JSON object per line with the keys source, target, prompt"
     check_limit(limit)
@@ -50,42 +70,63 @@ def read_folder(root: str | Path, limit: int | None = None, on_error: OnError = 
         raise InputError(f"{root}: no such folder; set data.root to a folder with prompt.json, source/ and target/")
     listing = root / "prompt.json"
     if not listing.is_file():
-        raise InputError(f"{listing}: no such file; {expected}")
-    try:
-        lines = listing.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would cut at U+2028 in a prompt
-    except UnicodeDecodeError as error:
-        raise InputError(f"{listing}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
-    items = []
-    for number, line in enumerate(lines, start=1):
-        if limit is not None and len(items) == limit:
-            break
-        if not line.strip():
-            continue
-        where = f"{listing}:{number}"
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: not JSON ({error.msg}, column {error.colno}); {expected}") from None
-        if not isinstance(entry, dict):
-            raise InputError(f"{where}: a JSON {type(entry).__name__} instead of an object; {expected}")
+        raise InputError(f"{listing}: no such file; {expected}{_instead(root)}")
+    count = 0
+    for where, entry in read_json_lines(listing, expected):
+        if count == limit:
+            return
         for key in ("source", "target", "prompt"):
             if key not in entry:
                 raise InputError(f"{where}: no {key!r}; {expected}")
             if not isinstance(entry[key], str):
                 raise InputError(f"{where}: {key} is {entry[key]!r}, not a string; {expected}")
         source, target = (_find_file(root, key, entry[key], where, on_error) for key in ("source", "target"))
-        items.append(Item(source, target, entry["prompt"]))
-    if not items:
+        yield Item(source, target, entry["prompt"])
+        count += 1
+    if not count:
         raise InputError(f"{listing}: no items; {expected}")
-    return items
+
+
+def read_json_lines(listing: Path, expected: str) -> Iterator[tuple[str, dict]]:
+    """Yield place ("file:number") and object of each line of a JSON Lines file that is not blank.
+
+    Raises InputError for a line that is not UTF-8, not JSON or no object; the message ends in `expected`.
+    """
+    with listing.open("rb") as file:
+        # A line ends at \n alone: str.splitlines() would cut at U+2028 in a prompt.
+        for number, line in enumerate(file, start=1):
+            where = f"{listing}:{number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                raise InputError(f"{where}: not UTF-8 at byte {error.start} of the line; save it as UTF-8") from None
+            if not text:
+                continue
+            try:
+                entry = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{where}: not JSON ({error.msg}, column {error.colno}); {expected}") from None
+            if not isinstance(entry, dict):
+                raise InputError(f"{where}: a JSON {type(entry).__name__} instead of an object; {expected}")
+            yield where, entry
+
+
+def _instead(root: Path) -> str:
+    """What else a folder without prompt.json may be."""
+    if any(root.glob("metadata.*")) or any(root.glob("*/metadata.*")):
+        return "; there is metadata.jsonl or metadata.csv: read it with data=imagefolder"
+    if any(root.glob("*.tar")):
+        return "; there are shards: read them with data=shards"
+    return f"; to make a data set of a folder of pictures: python run.py task=prepare source={root} out=<folder>"
 
 
 def _find_file(root: Path, key: str, value: str, where: str, on_error: OnError) -> Path:
-    plain, prefixed = root / value, root / key / value
-    for path in (plain, prefixed):
+    spellings = [value, value.replace("\\", "/")] if "\\" in value else [value]
+    for path in (place / name for name in spellings for place in (root, root / key)):
         if path.is_file():
             return path
-    expected = plain if value.startswith(f"{key}/") else prefixed
+    name = spellings[-1]
+    expected = root / name if name.startswith(f"{key}/") else root / key / name
     if on_error == "raise":
         raise InputError(f"{where}: {key} file {expected} is missing; restore it{OR_SKIP}")
     return expected
@@ -105,7 +146,7 @@ def check_resolution(resolution: int) -> None:
         raise InputError(f"data.resolution={resolution}: not a positive multiple of 8; use {nearest}")
 
 
-def load_image(path: str | Path, behind: int = BEHIND_TARGET) -> UInt8[np.ndarray, "h w 3"]:
+def load_image(file: str | Path | File, behind: int = BEHIND_TARGET) -> UInt8[np.ndarray, "h w 3"]:
     """Read an image file (PNG, JPEG, WebP, ...) as 8-bit RGB, upright by its EXIF orientation.
 
     Grey, palette and CMYK images become RGB, of 16-bit channels the high byte is kept, and transparent parts are
@@ -115,8 +156,23 @@ def load_image(path: str | Path, behind: int = BEHIND_TARGET) -> UInt8[np.ndarra
     Raises:
         InputError: a file that is missing, damaged, truncated, or no image with integer channels.
     """
+    return decode(file, read_file(Path(file) if isinstance(file, str) else file), behind)
+
+
+def read_file(file: File) -> bytes:
+    """Read a file's bytes. Raises InputError where that cannot be done."""
     try:
-        with Image.open(path) as file:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such image file; restore it") from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror or error}); restore it") from None
+
+
+def decode(name: object, data: bytes, behind: int = BEHIND_TARGET) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode an image file's bytes as `load_image` does; `name` says in messages which file it is."""
+    try:
+        with Image.open(io.BytesIO(data)) as file:
             file.load()
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I"):  # 16-bit grey; Pillow has 16-bit colour reduced to its high byte by now
@@ -128,17 +184,19 @@ def load_image(path: str | Path, behind: int = BEHIND_TARGET) -> UInt8[np.ndarra
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, (behind, behind, behind, 255)), image)
             return np.asarray(image.convert("RGB"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such image file; restore it") from None
     except UnidentifiedImageError:
-        raise InputError(f"{path}: not an image of a known format; replace it") from None
+        raise InputError(f"{name}: not an image of a known format; replace it") from None
     except Exception as error:  # Pillow's readers raise anything from SyntaxError to struct.error on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: not a readable image ({reason}); replace it") from error
+        raise InputError(f"{name}: not a readable image ({reason}); replace it") from error
 
 
-def fit(image: UInt8[np.ndarray, "h w 3"], height: int, width: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
-    """Crop the centre of an image to the shape of `height` x `width` pixels (None: a square), and resize it to that.
+def fit(
+    image: UInt8[np.ndarray, "h w 3"], height: int, width: int | None = None, place: tuple[float, float] = (0.5, 0.5)
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Crop an image to the shape of `height` x `width` pixels (None: a square), and resize it to that.
+
+    `place` says which part is kept, from the top and from the left: 0 the first, 0.5 the centre, 1 the last.
 
     Shrinks with INTER_AREA and enlarges with INTER_LINEAR, maps and targets alike: both sample at pixel centres, so
     a map stays aligned with its target, and every thin line of a map survives (fainter), where INTER_NEAREST would
@@ -147,7 +205,7 @@ def fit(image: UInt8[np.ndarray, "h w 3"], height: int, width: int | None = None
     width = height if width is None else width
     scale = min(image.shape[0] / height, image.shape[1] / width)
     tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
-    top, left = (image.shape[0] - tall) // 2, (image.shape[1] - wide) // 2
+    top, left = int((image.shape[0] - tall) * place[0]), int((image.shape[1] - wide) * place[1])
     image = image[top : top + tall, left : left + wide]
     if image.shape[:2] != (height, width):
         method = cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
@@ -155,23 +213,30 @@ def fit(image: UInt8[np.ndarray, "h w 3"], height: int, width: int | None = None
     return np.asarray(image, dtype=np.uint8)
 
 
-def load_control(item: Item, resolution: int) -> UInt8[np.ndarray, "r r 3"]:
+def load_control(item: Item, height: int, width: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
     """Read an item's control map, cropped and resized as `fit` does. Raises InputError as `load_image` does."""
-    return fit(load_image(item.source, BEHIND_MAP), resolution)
+    return fit(load_image(item.source, BEHIND_MAP), height, width)
 
 
-def load_pair(item: Item, resolution: int) -> tuple[UInt8[np.ndarray, "r r 3"], UInt8[np.ndarray, "r r 3"]]:
+def load_pair(
+    item: Item, height: int, width: int | None = None, place: tuple[float, float] = (0.5, 0.5)
+) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W 3"]]:
     """Read an item's control map and target as RGB, both cropped and resized as `fit` does.
 
     Raises:
-        InputError: a resolution that is no multiple of 8, an unreadable file, map and target of different size.
+        InputError: a side that is no multiple of 8, an unreadable file, map and target of different size.
     """
-    check_resolution(resolution)
+    check_resolution(height)
     control, target = load_image(item.source, BEHIND_MAP), load_image(item.target, BEHIND_TARGET)
+    check_sizes(item, control, target)
+    return fit(control, height, width, place), fit(target, height, width, place)
+
+
+def check_sizes(item: Item, control: UInt8[np.ndarray, "h w 3"], target: UInt8[np.ndarray, "H W 3"]) -> None:
+    """Raise InputError unless control map and target are of one size."""
     if control.shape != target.shape:
         (map_height, map_width), (height, width) = control.shape[:2], target.shape[:2]
         raise InputError(
             f"{item.source}: the control map is {map_width}x{map_height}, its target {item.target} is {width}x{height}"
             " (width x height); make them the same size"
         )
-    return fit(control, resolution), fit(target, resolution)

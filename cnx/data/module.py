@@ -1,24 +1,25 @@
-"""From a folder of images to training batches and held-out items."""
+"""From a data set to training batches and held-out items."""
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import rich
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cnx.data.cache import Rows, cache_latents, cache_text
-from cnx.data.folder import OR_SKIP, Item, OnError, check_limit, check_resolution, load_control, load_pair, read_folder
-from cnx.data.order import SeededBatches
-from cnx.data.split import Digest, digest_all, is_held_out, position
+from cnx.data.buckets import Size, bucket_sizes, nearest_bucket
+from cnx.data.cache import IMAGES_AT_ONCE, Cached, Rows, cache_latents, cache_text
+from cnx.data.folder import Item, OnError, check_limit, check_resolution, load_control, load_pair
+from cnx.data.index import BAD, content, index_items, positions, sorted_by_content, why_bad
+from cnx.data.items import Chosen, Fill50KLayout, Items, Reader
+from cnx.data.order import Draw, SeededBatches
 from cnx.data.synthetic import Scenes, generate
 from cnx.errors import InputError
 
@@ -35,6 +36,18 @@ class Batch(NamedTuple):
     index: Int[Tensor, " b"]  # pyright: ignore[reportIncompatibleMethodOverride]  (hides tuple.index, unused)
 
 
+class Unencoded(NamedTuple):
+    """A micro-batch as it is read where latents, or latents and embeddings, are not cached: with what they come from.
+
+    `latents` is the target, 8-bit RGB, where it is of integers; `text` is the prompts where it is a list.
+    """
+
+    latents: Float[Tensor, "b 4 h w"] | UInt8[Tensor, "b 3 H W"]
+    text: Float[Tensor, "b n d"] | list[str]
+    control: Float[Tensor, "b 3 H W"]
+    index: Int[Tensor, " b"]  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
 @dataclass
 class HeldOut:
     """Items that are never trained on: positions in the data set, prompts, images in [0, 1], latents, embeddings."""
@@ -47,25 +60,74 @@ class HeldOut:
     text: Float[Tensor, "n l d"]
 
 
-class Pairs(Dataset[Batch]):
-    """Training examples by position: the map from its file, latents and embedding (float32) from the cache."""
+@dataclass
+class CachedRows:
+    """Rows of the cache, and the row of each item of the data set; -1 where an item has none."""
 
-    def __init__(
-        self, items: Sequence[Item], index: Sequence[int], latents: Rows, text: Rows, text_row: Sequence[int], side: int
-    ) -> None:
-        self.items, self.index, self.latents = items, index, latents
-        self.text, self.text_row, self.side = text, text_row, side
+    rows: Rows
+    of: Int[np.ndarray, " n"]
+
+    def __getitem__(self, index: Sequence[int]) -> Float[Tensor, "..."]:
+        return self.rows[self.of[index].tolist()]
+
+
+@dataclass
+class Pairs(Dataset[Batch | Unencoded]):
+    """Training examples, a batch at a time: maps from their files, latents and embeddings (float32) from the cache.
+
+    Attributes:
+        index: the training items' numbers in the data set.
+        sizes, bucket: the sizes of the buckets, and the bucket of each item of the data set.
+        latents: of each bucket; None where they are not cached, and the target is read instead.
+        text: None where it is not cached, and prompts are given instead.
+        crop, flip, seed: random crops and flips, the same of map and target, drawn afresh in each epoch.
+    """
+
+    items: Items
+    index: Int[np.ndarray, " m"]
+    sizes: list[Size]
+    bucket: Int[np.ndarray, " n"]
+    latents: list[CachedRows] | None
+    text: CachedRows | None
+    crop: bool = False
+    flip: bool = False
+    seed: int = 0
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, number: int) -> Batch:
-        at = self.index[number]
-        control = to_tensor(load_control(self.items[at], self.side))
-        return Batch(self.latents[at], self.text[self.text_row[at]], control, torch.tensor(at))
+    def __getitems__(self, draws: list[Draw]) -> Batch | Unencoded:
+        chosen = [int(self.index[draw.position]) for draw in draws]
+        items = [self.items[at] for at in chosen]
+        bucket = int(self.bucket[chosen[0]])  # a batch is of one bucket
+        size = self.sizes[bucket]
+        index = torch.tensor(chosen)
+        text = [item.prompt for item in items] if self.text is None else self.text[chosen]
+        if self.latents is not None:
+            latents = self.latents[bucket][chosen]
+            maps = [load_control(item, *size) for item in items]
+        else:
+            maps, targets = zip(
+                *(self._load(*each, size) for each in zip(items, chosen, draws, strict=True)), strict=True
+            )
+            latents = torch.from_numpy(np.stack(targets)).permute(0, 3, 1, 2)
+        control = torch.stack([to_tensor(control) for control in maps])
+        if isinstance(text, list) or not latents.is_floating_point():
+            return Unencoded(latents, text, control, index)
+        return Batch(latents, text, control, index)
+
+    def _load(
+        self, item: Item, at: int, draw: Draw, size: Size
+    ) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w 3"]]:
+        random = np.random.default_rng((self.seed, draw.epoch, at))
+        top, left = random.random(2)
+        control, target = load_pair(item, *size, place=(top, left) if self.crop else (0.5, 0.5))
+        if self.flip and random.random() < 0.5:
+            return control[:, ::-1], target[:, ::-1]
+        return control, target
 
 
-class Resumable(DataLoader[Batch]):
+class Resumable(DataLoader[Batch | Unencoded]):
     """A loader that Lightning knows to be resumable: its order follows from the trainer's own count of batches."""
 
     def state_dict(self) -> dict[str, object]:
@@ -76,19 +138,27 @@ class Resumable(DataLoader[Batch]):
 
 
 class ControlData(LightningDataModule):
-    """Training batches and held-out items of a data set folder, or of synthetic scenes written to that folder first.
+    """Training batches and held-out items of a data set, or of synthetic scenes written to a folder first.
 
     Args:
-        root: the folder, in the Fill50K layout (`read_folder`).
+        root: where the data set is, as its `reader` wants it: a folder, a name, a pattern.
         resolution: side in pixels of maps and targets, a multiple of 8.
         limit: use the first `limit` items only.
         on_error: `raise` stops at a missing, damaged or mismatched image; `skip` leaves such items out and lists them.
         batch_size: items in a micro-batch on each device.
         num_workers: processes that read maps; 0 reads them in the main process. Batches are the same for any number.
         heldout: fraction of items, chosen by content, that are never trained on.
-        seed: of the data order.
-        cache: folder for latents and prompt embeddings, shared by all runs.
+        seed: of the data order, and of crops and flips.
+        cache: what is encoded once, and kept: `all`; `latents`, with prompts embedded in each step; `off`, with
+            pictures encoded in each step, too.
+        cache_folder: folder for the index, latents and prompt embeddings, shared by all runs.
         scenes: synthetic scenes to write into `root` at `resolution` first, or None to read what is there.
+        reader: reads the data set; None is the Fill50K layout.
+        buckets: sides of pictures that are not square are multiples of it (`bucket_sizes`), and each batch is of one
+            size; None crops all to squares. Held-out items are squares in any case.
+        random_crop, random_flip: crop pictures at a random place instead of the centre; mirror half of them. Training
+            pictures are encoded in each step then.
+        shuffle_buffer: items among which those of shards are shuffled.
     """
 
     def __init__(
@@ -101,8 +171,14 @@ class ControlData(LightningDataModule):
         num_workers: int = 0,
         heldout: float = 0.02,
         seed: int = 0,
-        cache: str | Path = "cache",
+        cache: Cached | bool = "all",
+        cache_folder: str | Path = "cache",
         scenes: Scenes | None = None,
+        reader: Reader | None = None,
+        buckets: int | None = None,
+        random_crop: bool = False,
+        random_flip: bool = False,
+        shuffle_buffer: int = 4096,
     ) -> None:
         super().__init__()
         check_resolution(resolution)
@@ -113,78 +189,125 @@ class ControlData(LightningDataModule):
             raise InputError(f"data.batch_size={batch_size}: must be at least 1")
         if not 0 <= heldout < 1:
             raise InputError(f"data.heldout={heldout}: must be a fraction from 0 up to, but not including, 1")
-        self.root, self.resolution, self.limit = Path(root), resolution, limit
+        cache = "off" if cache is False else cache  # YAML's word for it
+        if cache not in ("off", "latents", "all"):
+            raise InputError(
+                f"data.cache={cache}: no such choice; use off, latents or all (its place: data.cache_folder)"
+            )
+        if shuffle_buffer < 1:
+            raise InputError(f"data.shuffle_buffer={shuffle_buffer}: must be at least 1")
+        self.root, self.resolution, self.limit = str(root), resolution, limit
         self.on_error: OnError = on_error
         self.batch_size, self.num_workers, self.fraction, self.seed = batch_size, num_workers, heldout, seed
-        self.cache, self.scenes = Path(cache), scenes
+        self.cache, self.cache_folder = cache, Path(cache_folder)
+        self.scenes, self.reader = scenes, reader or Fill50KLayout()
+        self.crop, self.flip, self.shuffle_buffer = random_crop, random_flip, shuffle_buffer
+        # Squares first: what held-out items are.
+        self.buckets = buckets
+        self.sizes = [Size(resolution, resolution)]
+        if buckets is not None:
+            self.sizes += [size for size in bucket_sizes(resolution, buckets) if size not in self.sizes]
 
-        self.items: list[Item] = []
         self.skipped: list[str] = []
         self.content: str | None = None
 
     def prepare(self, base: "Base") -> None:
-        """Read the folder, split it, and encode images and prompts with `base` unless an earlier run has done so.
+        """Read the data set, split it, and encode images and prompts with `base` unless an earlier run has done so.
 
-        Sets `items` (all that could be read), `train_items`, `heldout_items` (by content digest), `skipped` (reasons),
+        Sets `items` (all that are listed), `train_items`, `heldout_items` (by content digest), `skipped` (reasons),
         `content` (sha256 of the data set), `null_text` (embedding "1 n d" of the empty prompt).
 
         Raises:
             InputError: bad input of any kind; a split that leaves nothing to train on.
         """
-        folder = self.root
+        root = self.root
         if self.scenes is not None:
             count = self.scenes.count if self.limit is None else min(self.limit, self.scenes.count)
-            folder = generate(self.scenes, self.root, self.resolution, count=count)
-        listed = read_folder(folder, self.limit, self.on_error)
+            root = str(generate(self.scenes, root, self.resolution, count=count))
+        self.items = self.reader(root, self.limit, self.on_error, self.cache_folder)
+        records = index_items(self.items, self.cache_folder, self.on_error == "raise")
+        bad = np.flatnonzero(records["state"] == BAD)
+        self.skipped = [why_bad(self.items[int(at)]) for at in bad]
+        self._check_split(root, records[records["state"] != BAD] if len(bad) else records)
 
-        items: list[Item] = []
-        digests: list[Digest] = []
-        skipped: list[str] = []
-        for item, found in zip(listed, digest_all(listed), strict=True):
-            if isinstance(found, Digest):
-                items.append(item)
-                digests.append(found)
-            elif self.on_error == "raise":
-                raise InputError(f"{found}{OR_SKIP}")
-            else:
-                skipped.append(str(found))
-        self._check_split(folder, digests)
-        latents, unreadable = cache_latents(base, items, digests, self.resolution, self.cache, self.on_error)
-        skipped += unreadable.values()
-        good = [at for at in range(len(items)) if at not in unreadable]
-        self._check_split(folder, [digests[at] for at in good])
-        text, row_of = cache_text(base, (item.prompt for item in items), self.cache)
-
-        heldout = {at for at in good if is_held_out(digests[at].target, self.fraction)}
-        self._train = [at for at in good if at not in heldout]
-        self._heldout = sorted(heldout, key=lambda at: (digests[at].target, digests[at].item, at))
-        self._latents, self._text = latents, text
-        self._text_row = [row_of[item.prompt] for item in items]
-        self.items, self.skipped = items, skipped
-        self.train_items = [items[at] for at in self._train]
-        self.heldout_items = [items[at] for at in self._heldout]
-        self.null_text: Float[Tensor, "1 n d"] = text[[row_of[""]]]
-        self.content = hashlib.sha256("".join(digest.item for digest in digests).encode()).hexdigest()
-        if skipped:
+        good = records["state"] != BAD
+        held = good & (positions(records["target"]) < self.fraction)
+        self._train = np.flatnonzero(good & ~held)
+        self._heldout = sorted_by_content(records, np.flatnonzero(held))
+        self.train_items = Chosen(self.items, self._train)
+        self.heldout_items = Chosen(self.items, np.array(self._heldout, dtype=np.int64))
+        self.content = content(records)
+        self._bucket = self._assign(records, base)
+        self._encode(base, records, np.flatnonzero(good), held)
+        if self.skipped:
             # On the terminal whatever the logging is set to: who asked to skip wants to know what.
-            console = rich.get_console()
-            console.print(f"Skipped {len(skipped)} of {len(listed)} items of {folder}:", markup=False, soft_wrap=True)
-            more = [f"and {len(skipped) - 5} more, listed in the run folder's skipped.txt"] if len(skipped) > 5 else []
-            for line in [*skipped[:5], *more]:
+            console, count = rich.get_console(), len(self.skipped)
+            console.print(f"Skipped {count} of {len(records)} items of {root}:", markup=False, soft_wrap=True)
+            more = [f"and {count - 5} more, listed in the run folder's skipped.txt"] if count > 5 else []
+            for line in [*self.skipped[:5], *more]:
                 console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 
-    def _check_split(self, folder: Path, digests: Sequence[Digest]) -> None:
-        held = sum(is_held_out(digest.target, self.fraction) for digest in digests)
-        if held == len(digests):
+    def _check_split(self, root: str, records: Shaped[np.ndarray, " n"]) -> None:
+        places = positions(records["target"])
+        held = int((places < self.fraction).sum())
+        if held == len(records):
             remedy = "lower data.heldout or add images" if held else "no image could be read: mend the images"
-            raise InputError(f"{folder}: 0 training items of {len(digests)} (data.heldout={self.fraction}); {remedy}")
+            raise InputError(f"{root}: 0 training items of {len(records)} (data.heldout={self.fraction}); {remedy}")
         if self.fraction > 0 and held == 0:
-            nearest = min(position(digest.target) for digest in digests)
-            enough = math.floor(nearest * 100 + 1) / 100
+            enough = math.floor(float(places.min()) * 100 + 1) / 100
             raise InputError(
-                f"{folder}: 0 held-out items of {len(digests)} (data.heldout={self.fraction});"
+                f"{root}: 0 held-out items of {len(records)} (data.heldout={self.fraction});"
                 f" use data.heldout={enough:g} or more, or add images"
             )
+
+    def _assign(self, records: Shaped[np.ndarray, " n"], base: "Base") -> Int[np.ndarray, " n"]:
+        """The bucket of each item."""
+        bucket = np.zeros(len(records), dtype=np.uint8)
+        if self.buckets is None:
+            return bucket
+        step = 8 * 2 ** (len(base.unet.config["block_out_channels"]) - 1)
+        if self.buckets % step:
+            raise InputError(f"data.buckets={self.buckets}: this base takes sides that are multiples of {step}")
+        heights, widths = records["height"][self._train], records["width"][self._train]
+        bucket[self._train] = nearest_bucket(heights, widths, self.sizes)
+        return bucket
+
+    def _encode(
+        self,
+        base: "Base",
+        records: Shaped[np.ndarray, " n"],
+        good: Int[np.ndarray, " m"],
+        held: Shaped[np.ndarray, " n"],
+    ) -> None:
+        """Fill the cache with what is to be in it."""
+        self._base = base
+        self._latents: list[CachedRows] | None = None
+        self._text: CachedRows | None = None
+        afresh = self.crop or self.flip
+        if self.cache != "off":
+            if afresh:
+                rich.get_console().print(
+                    "Random crops or flips: training pictures are encoded in each step, not cached"
+                )
+            self._latents = []
+            for number, size in enumerate(self.sizes):
+                wanted = (
+                    good[self._bucket[good] == number]
+                    if not afresh
+                    else np.array(self._heldout[: 0 if number else None], dtype=np.int64)
+                )
+                rows, found = cache_latents(
+                    base, Chosen(self.items, wanted), records["target"][wanted], size, self.cache_folder
+                )
+                of = np.full(len(records), -1)
+                of[wanted] = found
+                self._latents.append(CachedRows(rows, of))
+        if self.cache == "all":
+            rows, of, null = cache_text(base, lambda at: self.items[at].prompt, records["prompt"], self.cache_folder)
+            self._text = CachedRows(rows, of)
+            self.null_text: Float[Tensor, "1 n d"] = rows[[null]]
+        else:
+            self.null_text = encode_text(base, [""]).cpu()
 
     def heldout(self, n: int) -> HeldOut:
         """Read the first `n` held-out items by content digest, or all of them if there are fewer.
@@ -199,19 +322,24 @@ class ControlData(LightningDataModule):
                 f" (data.heldout={self.fraction}, {n} wanted); set data.heldout to a fraction such as 0.02"
             )
         pairs = [load_pair(self.items[at], self.resolution) for at in chosen]
+        prompts = [self.items[at].prompt for at in chosen]
+        target = torch.stack([to_tensor(target) for _, target in pairs])
         return HeldOut(
             index=chosen,
-            prompts=[self.items[at].prompt for at in chosen],
+            prompts=prompts,
             control=torch.stack([to_tensor(control) for control, _ in pairs]),
-            target=torch.stack([to_tensor(target) for _, target in pairs]),
-            latents=self._latents[chosen],
-            text=self._text[[self._text_row[at] for at in chosen]],
+            target=target,
+            latents=encode_images(self._base, target) if self._latents is None else self._latents[0][chosen],
+            text=encode_text(self._base, prompts) if self._text is None else self._text[chosen],
         )
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Batch | Unencoded]:
         """Give the loader of training batches; with a trainer attached it goes on after the batches trained so far."""
         trainer = self.trainer
-        pairs = Pairs(self.items, self._train, self._latents, self._text, self._text_row, self.resolution)
+        latents = None if self.crop or self.flip else self._latents
+        pairs = Pairs(
+            self.items, self._train, self.sizes, self._bucket, latents, self._text, self.crop, self.flip, self.seed
+        )
         batches = SeededBatches(
             len(pairs),
             self.batch_size,
@@ -219,10 +347,14 @@ class ControlData(LightningDataModule):
             rank=0 if trainer is None else trainer.global_rank,
             world=1 if trainer is None else trainer.world_size,
             done=self._count_done,
+            shards=None if self.items.shards is None else self.items.shards[self._train],
+            buffer=self.shuffle_buffer,
+            buckets=None if self.buckets is None else self._bucket[self._train],
         )
         return Resumable(
             pairs,
             batch_sampler=batches,
+            collate_fn=_as_it_is,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -231,12 +363,40 @@ class ControlData(LightningDataModule):
             generator=torch.Generator(),
         )
 
+    def on_after_batch_transfer(self, batch: Batch | Unencoded, dataloader_idx: int) -> Batch:
+        """Encode what is not cached, on the device and in the base's precision."""
+        if isinstance(batch, Batch):
+            return batch
+        latents, text, control, index = batch
+        if not latents.is_floating_point():
+            latents = encode_images(self._base, latents.float() / 255)
+        if isinstance(text, list):
+            text = encode_text(self._base, text)
+        return Batch(latents.to(control.device), text.to(control.device), control, index)
+
     def _count_done(self) -> int:
         """Micro-batches trained on since step 0; the trainer keeps the count in its checkpoints."""
         if self.trainer is None:
             return 0
         # `processed`, unlike `completed`, counts the batch after which a checkpoint is being written.
         return self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()["total"]["processed"]
+
+
+def encode_images(base: "Base", images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 4 h w"]:
+    """Encode pictures as `Base` does, a few at a time, without gradients, in float32."""
+    with torch.no_grad():
+        parts = [base.encode_images(part.to(base.device, base.dtype)) for part in images.split(IMAGES_AT_ONCE)]
+    return torch.cat(parts).float()
+
+
+def encode_text(base: "Base", prompts: list[str]) -> Float[Tensor, "b n d"]:
+    """Embed prompts as `Base` does, without gradients, in float32."""
+    with torch.no_grad():
+        return base.encode_text(prompts).float()
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def to_tensor(image: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:

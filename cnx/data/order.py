@@ -1,18 +1,34 @@
-"""The order of the training data: a function of seed and micro-batch number, without state of its own."""
+"""The order of training data: a function of seed and micro-batch number, without state of its own."""
 
 import math
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 from torch.utils.data import Sampler
 
 
-class SeededBatches(Sampler[list[int]]):
+class Draw(NamedTuple):
+    """An item's position among the training items, and the epoch that it is drawn in, from 0."""
+
+    position: int
+    epoch: int
+
+
+class SeededBatches(Sampler[list[Draw]]):
     """A batch sampler whose micro-batch number k is always the same, wherever a run was stopped and resumed.
 
     Epoch e is the permutation of range(count) drawn from (seed, e); each rank takes every world-th index of it and
     cuts them into batches (the last of an epoch may be smaller). When `world` does not divide `count`, up to
     world - 1 indices come twice in an epoch, so that all ranks have the same number of batches.
+
+    With `shards`, an epoch goes through whole shards in an order drawn from (seed, e); each rank takes a part of that
+    way, the parts being of one length, and its items change places within a buffer: an item comes up to `buffer`
+    places late. So disks and networks read on, where a permutation of everything would make them seek.
+
+    With `buckets`, each batch is of one bucket, the batches of an epoch come in an order drawn from (seed, e), and all
+    ranks have the same bucket at the same time. The last batch of a bucket may be smaller.
 
     Each pass yields len(self) batches, one epoch's worth, beginning at micro-batch number `done()`. Asking at the
     beginning of each pass how far training is, instead of counting passes, makes resuming in the middle of an epoch
@@ -25,6 +41,9 @@ class SeededBatches(Sampler[list[int]]):
         seed: not negative.
         rank, world: this process among all that train together.
         done: gives the number of micro-batches that this rank has been trained on since step 0 of the run.
+        shards: the shard that each item lies in, or None for items that lie by themselves.
+        buffer: items among which those of shards are shuffled.
+        buckets: the bucket that each item belongs to, or None if all are of one size.
     """
 
     def __init__(
@@ -35,24 +54,55 @@ class SeededBatches(Sampler[list[int]]):
         rank: int = 0,
         world: int = 1,
         done: Callable[[], int] = lambda: 0,
+        shards: Int[np.ndarray, " n"] | None = None,
+        buffer: int = 1,
+        buckets: Int[np.ndarray, " n"] | None = None,
     ) -> None:
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.rank, self.world, self.done = rank, world, done
+        self.shards, self.buffer, self.buckets = shards, buffer, buckets
+        sizes = [count] if buckets is None else np.bincount(buckets).tolist()
+        self._length = sum(math.ceil(math.ceil(size / world) / batch_size) for size in sizes)
 
     def __len__(self) -> int:
-        return math.ceil(math.ceil(self.count / self.world) / self.batch_size)
+        return self._length
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Draw]]:
         start = self.done()
-        epoch, order = -1, np.empty(0, dtype=np.int64)
+        epoch, batches = -1, []
         for number in range(start, start + len(self)):
             wanted, offset = divmod(number, len(self))
             if wanted != epoch:
-                epoch, order = wanted, self._order(wanted)
-            yield order[offset * self.batch_size : (offset + 1) * self.batch_size].tolist()
+                epoch, batches = wanted, self._batches(wanted)
+            yield [Draw(position, epoch) for position in batches[offset].tolist()]
 
-    def _order(self, epoch: int) -> np.ndarray:
-        """This rank's indices in the order of an epoch."""
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
-        padded = np.resize(order, math.ceil(self.count / self.world) * self.world)
+    def _batches(self, epoch: int) -> list[Int[np.ndarray, " b"]]:
+        """This rank's batches of an epoch: views of one array."""
+        if self.buckets is None:
+            return self._cut(self._order(epoch))
+        order = self._order(epoch, whole=True)
+        order = order[np.argsort(self.buckets[order], kind="stable")]
+        parts = np.split(order, np.cumsum(np.bincount(self.buckets))[:-1])
+        batches = [batch for part in parts for batch in self._cut(self._share(part))]
+        return [batches[at] for at in np.random.default_rng((self.seed, epoch, 1)).permutation(len(batches))]
+
+    def _order(self, epoch: int, whole: bool = False) -> Int[np.ndarray, " m"]:
+        """The indices of an epoch in order: this rank's, or all of them."""
+        random = np.random.default_rng((self.seed, epoch))
+        if self.shards is None:
+            order = random.permutation(self.count)
+            return order if whole else self._share(order)
+        place = random.permutation(int(self.shards.max()) + 1)  # when each shard's turn is
+        order = np.argsort(place[self.shards], kind="stable")
+        if not whole:
+            part = math.ceil(self.count / self.world)
+            order = np.resize(order, part * self.world)[self.rank * part : (self.rank + 1) * part]
+        return order[np.argsort(np.arange(len(order)) + random.uniform(0, self.buffer, len(order)))]
+
+    def _share(self, order: Int[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
+        """Every world-th index, as many for each rank."""
+        padded = np.resize(order, math.ceil(len(order) / self.world) * self.world)
         return padded[self.rank :: self.world]
+
+    def _cut(self, order: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " b"]]:
+        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]

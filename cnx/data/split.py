@@ -4,13 +4,12 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 from rich import get_console
 from rich.progress import track
 
-from cnx.data.folder import Item
+from cnx.data.folder import File, Item, read_file
 from cnx.errors import InputError
 
 
@@ -62,9 +61,5 @@ def is_held_out(target_digest: str, fraction: float) -> bool:
     return position(target_digest) < fraction
 
 
-def _hash_file(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); restore it") from None
+def _hash_file(file: File) -> bytes:
+    return hashlib.sha256(read_file(file)).digest()

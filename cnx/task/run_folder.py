@@ -77,6 +77,8 @@ def read_config(folder: Path) -> DictConfig:
         raise InputError(f"{folder}: no config.yaml, so it is no run folder; runs are in runs/<experiment>/<time>")
     cfg = OmegaConf.load(file)
     assert isinstance(cfg, DictConfig)
+    if "data" in cfg and "cache_folder" not in cfg.data:  # older runs called the folder data.cache, and cached all
+        cfg.data.cache_folder, cfg.data.cache = cfg.data.get("cache", "cache"), "all"
     return cfg
 
 

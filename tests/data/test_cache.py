@@ -1,73 +1,106 @@
+import hashlib
 import pickle
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from filelock import FileLock
 
 import cnx.data.cache as cache_module
-from cnx.data.cache import cache_latents, cache_text
+from cnx.data.cache import ENTRY, Rows, cache_latents, cache_text
 from cnx.data.folder import Item, load_pair, read_folder
-from cnx.data.split import Digest, digest
 from cnx.errors import InputError
 
 
-def read(root: Path) -> tuple[list[Item], list[Digest]]:
-    items = read_folder(root)
-    return items, [digest(item) for item in items]
+def targets(items: list[Item]) -> np.ndarray:
+    return np.array([hashlib.sha256(item.target.read_bytes()).digest() for item in items], dtype="V32")
 
 
-def damage(path: Path) -> None:
-    """Cut an image file in half."""
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def latents_of(base, items: list[Item], cache: Path, side: int = 16) -> tuple[Rows, np.ndarray]:
+    return cache_latents(base, items, targets(items), (side, side), cache)
 
 
-def test_each_row_is_the_latent_of_its_own_target(base, write_folder, tmp_path):
-    items, digests = read(write_folder(37))  # three chunks, the last not full
-    latents, skipped = cache_latents(base, items, digests, 16, tmp_path / "cache")
-    assert len(latents) == 37 and not skipped
+def text_of(base, prompts: list[str], cache: Path) -> tuple[Rows, np.ndarray, int]:
+    digests = np.array([hashlib.sha256(prompt.encode()).digest() for prompt in prompts], dtype="V32")
+    return cache_text(base, prompts.__getitem__, digests, cache)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def test_each_row_is_the_latent_of_its_own_target(base, write_folder, cache):
+    items = read_folder(write_folder(37))  # three chunks, the last not full
+    rows, of = latents_of(base, items, cache)
+    assert len(rows) == 37
     for at in (0, 15, 16, 36):
         image = torch.from_numpy(load_pair(items[at], 16)[1]).permute(2, 0, 1)[None].float() / 255
-        expected = base.encode_images(image)[0]
-        assert latents[at].dtype == torch.float32
-        torch.testing.assert_close(latents[at], expected, rtol=1e-3, atol=1e-4)
-    assert torch.equal(latents[[16, 0]], torch.stack([latents[16], latents[0]]))
+        found = rows[int(of[at])]
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, base.encode_images(image)[0], rtol=1e-3, atol=1e-4)
+    assert torch.equal(rows[[16, 0]], torch.stack([rows[16], rows[0]]))
 
 
-def test_each_prompt_has_its_own_embedding_and_is_embedded_once(base, make_base, tmp_path):
+def test_pictures_of_any_shape_are_cropped_to_the_size(base, write_folder, cache):
+    items = read_folder(write_folder(3))
+    rows, of = cache_latents(base, items, targets(items), (16, 32), cache)
+    image = torch.tensor(load_pair(items[1], 16, 32)[1]).permute(2, 0, 1)[None].float() / 255
+    assert rows[0].shape == (4, 2, 4)
+    torch.testing.assert_close(rows[int(of[1])], base.encode_images(image)[0], rtol=1e-3, atol=1e-4)
+
+
+def test_each_prompt_has_its_own_embedding_and_is_embedded_once(base, make_base, cache):
     prompts = [f"prompt {i % 70}" for i in range(200)]
-    text, row_of = cache_text(base, prompts, tmp_path)
-    assert len(text) == len(row_of) == 71 and sorted(base.prompts[1:]) == sorted(row_of)  # the first asks the shape
-    for prompt in ("", "prompt 0", "prompt 69"):
-        torch.testing.assert_close(text[row_of[prompt]], make_base().encode_text([prompt])[0], rtol=1e-3, atol=1e-4)
+    text, of, null = text_of(base, prompts, cache)
+    assert len(text) == 71 and {*base.prompts} == {"", *prompts} and len([p for p in base.prompts if p]) == 70
+    for at in (0, 69, 199):
+        expected = make_base().encode_text([prompts[at]])[0]
+        torch.testing.assert_close(text[int(of[at])], expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(text[null], make_base().encode_text([""])[0], rtol=1e-3, atol=1e-4)
 
 
-def test_a_second_run_computes_nothing_wherever_the_same_files_lie(base, make_base, write_folder, tmp_path):
-    items, digests = read(write_folder(20, "here"))
-    first, _ = cache_latents(base, items, digests, 16, tmp_path / "cache")
-    text, _ = cache_text(base, ["a", "b"], tmp_path / "cache")
+def test_what_is_known_is_not_computed_again_wherever_it_lies_and_whatever_lies_beside_it(
+    base, make_base, write_folder, cache
+):
+    """The same pictures under other maps, with other prompts, in another place, order or number."""
+    first, of = latents_of(base, read_folder(write_folder(32, "here")), cache)
+    text_of(base, ["a", "b"], cache)
     again = make_base()
-    moved, same = read(write_folder(20, "there"))
-    second, _ = cache_latents(again, moved, same, 16, tmp_path / "cache")
-    other_text, _ = cache_text(again, ["b", "a", "b"], tmp_path / "cache")
+    moved = read_folder(write_folder(32, "there"))
+    other = [Item(item.target, item.target, "another prompt") for item in moved]
+    for items in (moved, other, moved[::-1], moved[:16]):
+        rows, found = latents_of(again, items, cache)
+        known = of[: len(items)] if items is not other and items[0] is moved[0] else None
+        assert rows.folder == first.folder and (known is None or np.array_equal(found, known))
+    text_of(again, ["b", "a", "b"], cache)
     assert again.images == 0 and again.prompts == []
-    assert second.path == first.path and other_text.path == text.path
+    grown = read_folder(write_folder(48, "grown"))
+    latents_of(again, grown, cache)
+    text_of(again, ["a", "c"], cache)
+    assert again.images == 16 and "c" in again.prompts and "a" not in again.prompts
 
 
-def test_whatever_the_rows_depend_on_is_in_the_key(base, make_base, write_folder, tmp_path):
-    items, digests = read(write_folder(4))
-    variants = [
-        cache_latents(base, items, digests, 16, tmp_path),
-        cache_latents(base, items, digests, 24, tmp_path),
-        cache_latents(base, items[:3], digests[:3], 16, tmp_path),
-        cache_latents(base, items[::-1], digests[::-1], 16, tmp_path),
-        cache_latents(make_base(seed=1), items, digests, 16, tmp_path),
-    ]
-    texts = [cache_text(base, ["a"], tmp_path), cache_text(base, ["b"], tmp_path)]
-    texts += [cache_text(make_base(seed=1), ["a"], tmp_path), cache_text(base, ["a", "b"], tmp_path)]
-    assert len({rows.path for rows, _ in variants}) == len(variants)
-    assert len({rows.path for rows, _ in texts}) == len(texts)
+def test_a_row_does_not_depend_on_what_was_in_the_cache_before(make_base, write_folder, tmp_path):
+    items = read_folder(write_folder(37))
+    fresh, of = latents_of(make_base(), items, tmp_path / "fresh")
+    for known in ([0], [3, 20, 36], range(20), range(33, 37)):
+        cache = tmp_path / f"{known}"
+        latents_of(make_base(), [items[at] for at in known], cache)
+        rows, found = latents_of(make_base(), items, cache)
+        assert torch.equal(rows[found.tolist()], fresh[of.tolist()])
+
+
+def test_whatever_the_rows_depend_on_is_in_the_key(base, make_base, write_folder, cache):
+    items = read_folder(write_folder(4))
+    folders = {latents_of(base, items, cache)[0].folder, latents_of(base, items, cache, 24)[0].folder}
+    folders |= {latents_of(make_base(seed=1), items, cache)[0].folder}
+    folders |= {text_of(base, ["a"], cache)[0].folder, text_of(make_base(seed=1), ["a"], cache)[0].folder}
+    assert len(folders) == 5
 
 
 class Interruption:
@@ -82,83 +115,101 @@ class Interruption:
             raise KeyboardInterrupt
 
 
-def test_what_was_interrupted_is_not_trusted(base, make_base, write_folder, tmp_path):
-    items, digests = read(write_folder(20))
+def test_an_interrupted_encoding_goes_on(base, make_base, write_folder, tmp_path):
+    items = read_folder(write_folder(40))
     with pytest.raises(KeyboardInterrupt):
-        cache_latents(make_base(before_encode=Interruption()), items, digests, 16, tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
-    latents, _ = cache_latents(base, items, digests, 16, tmp_path / "cache")
-    assert base.images == 20 and all(latents[at].abs().sum() > 0 for at in range(20))
+        latents_of(make_base(before_encode=Interruption()), items, tmp_path / "stopped")
+    rows, of = latents_of(base, items, tmp_path / "stopped")
+    assert base.images == 24  # the first 16 were there
+    whole, all_of = latents_of(base, items, tmp_path / "whole")
+    assert torch.equal(rows[of.tolist()], whole[all_of.tolist()])
 
 
-def test_a_killed_process_leaves_nothing_that_is_trusted(base, make_base, write_folder, tmp_path, monkeypatch):
-    items, digests = read(write_folder(20))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(cache_module.shutil, "rmtree", lambda *_, **__: None)  # killed: no cleaning up
-        cache_latents(make_base(before_encode=Interruption()), items, digests, 16, tmp_path / "cache")
-    assert len(list((tmp_path / "cache").iterdir())) == 1
-    cache_latents(base, items, digests, 16, tmp_path / "cache")
-    assert base.images == 20
-
-
-def test_two_processes_that_make_the_same_cache_do_not_disturb_each_other(base, make_base, write_folder, tmp_path):
-    items, digests = read(write_folder(4))
-    found = []
-
-    def finish_elsewhere() -> None:
-        found.append(cache_latents(base, items, digests, 16, tmp_path / "cache")[0])
-
-    overtaken = make_base(before_encode=finish_elsewhere)
-    latents, _ = cache_latents(overtaken, items, digests, 16, tmp_path / "cache")
-    assert torch.equal(latents[2], found[0][2]) and len(list((tmp_path / "cache").iterdir())) == 1
-
-
-@pytest.mark.parametrize("kind", ["source", "target"])
-def test_a_damaged_image_is_an_error_and_nothing_is_left(base, write_folder, tmp_path, kind):
-    root = write_folder(20)
-    damage(root / kind / "17.png")
-    items, digests = read(root)
-    with pytest.raises(InputError, match=f"{kind}/17.png"):
-        cache_latents(base, items, digests, 16, tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_skipped_items_are_remembered_and_an_error_for_who_does_not_skip(base, make_base, write_folder, tmp_path):
-    root = write_folder(20)
-    damage(root / "source" / "3.png")
-    Image.new("RGB", (32, 40)).save(root / "target" / "17.png")
-    items, digests = read(root)
-    latents, skipped = cache_latents(base, items, digests, 16, tmp_path / "cache", "skip")
-    assert list(skipped) == [3, 17] and "source/3.png" in skipped[3] and "32x40" in skipped[17]
-    good, _ = cache_latents(base, items[4:5], digests[4:5], 16, tmp_path / "cache")
-    torch.testing.assert_close(latents[4], good[0], rtol=1e-3, atol=1e-4)  # rows after a skipped one do not move
+@pytest.mark.parametrize("left", [("rows.bin", 100), ("entries.bin", 10), ("both", 10)])
+def test_what_a_killed_process_left_half_written_does_not_count(base, make_base, write_folder, cache, left):
+    items = read_folder(write_folder(40))
+    first, of = latents_of(base, items[:32], cache)
+    expected = first[of.tolist()]
+    for name in ["rows.bin", "entries.bin"] if left[0] == "both" else [left[0]]:
+        with (first.folder / name).open("ab") as file:
+            file.write(b"\x07" * left[1])
     again = make_base()
-    assert cache_latents(again, items, digests, 16, tmp_path / "cache", "skip")[1] == skipped and again.images == 0
-    with pytest.raises(InputError, match="source/3.png"):
-        cache_latents(again, items, digests, 16, tmp_path / "cache", "raise")
+    rows, found = latents_of(again, items, cache)
+    assert again.images == 8 and torch.equal(rows[found[:32].tolist()], expected)
+    assert (first.folder / "entries.bin").stat().st_size == 40 * ENTRY.itemsize
 
 
-def test_a_chunk_without_a_readable_image_is_skipped(base, write_folder, tmp_path):
-    root = write_folder(20)
-    for at in range(16):
-        damage(root / "target" / f"{at}.png")
-    items, digests = read(root)
-    latents, skipped = cache_latents(base, items, digests, 16, tmp_path / "cache", "skip")
-    assert list(skipped) == list(range(16)) and base.images == 4 and latents[19].abs().sum() > 0
+def test_a_damaged_row_is_an_error_that_names_the_file(base, write_folder, cache):
+    rows, of = latents_of(base, read_folder(write_folder(20)), cache)
+    file = rows.folder / "rows.bin"
+    data = bytearray(file.read_bytes())
+    data[3 * rows.row_bytes + 1] ^= 1
+    file.write_bytes(data)
+    rows = pickle.loads(pickle.dumps(rows))
+    assert rows[[0, 1, 2, 4]].isfinite().all()
+    with pytest.raises(InputError, match="row 3 is damaged") as caught:
+        rows[[2, 3]]
+    assert str(file) in str(caught.value) and "delete the folder" in str(caught.value)
 
 
-def test_rows_that_half_precision_cannot_hold_are_an_error(make_base, write_folder, tmp_path):
-    items, digests = read(write_folder(2))
+def test_of_several_processes_each_picture_is_encoded_by_one(write_folder, cache, base):
+    """The second waits, on the lock, for what the first makes, and has nothing left to do."""
+    items = read_folder(write_folder(40))
+    done: list[int] = []
+
+    class Slow(type(base)):
+        def encode_images(self, images):
+            if not done:  # while the first holds the lock, no other process can take it
+                lock = FileLock(next(cache.glob("latents-*")) / ".lock")
+                with pytest.raises(TimeoutError):
+                    lock.acquire(timeout=0)
+            done.append(len(images))
+            return super().encode_images(images)
+
+    latents_of(Slow(), items, cache)
+    latents_of(Slow(), items, cache)
+    assert sum(done) == 40
+
+
+def test_a_second_process_waits_and_says_so(write_folder, cache, base, make_base, capsys):
+    items = read_folder(write_folder(20))
+    rows, _ = latents_of(base, items[:16], cache)
+    hold = f"import filelock; lock = filelock.FileLock({str(rows.folder / '.lock')!r}); lock.acquire(); print(flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdin is not None and other.stdout is not None
+    other.stdout.readline()
+    threading.Timer(2.5, other.kill).start()  # a lock dies with its process
+    latents_of(make_base(), items, cache)
+    assert "Waiting for another process" in capsys.readouterr().out
+
+
+def test_the_size_is_told_before_it_is_built_and_no_room_is_an_error(base, write_folder, cache, capsys, monkeypatch):
+    items = read_folder(write_folder(20))
+    usage = type("Usage", (), {"free": 3000})
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module.shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(InputError, match="no room for 20 pictures") as caught:
+            latents_of(base, items, cache, 64)
+        assert "data.cache_folder" in str(caught.value) and base.images == 0
+    before = capsys.readouterr().out
+    base.before_encode = lambda: told.append(capsys.readouterr().out)
+    told: list[str] = []
+    rows, _ = latents_of(base, items, cache, 64)
+    size = sum((rows.folder / name).stat().st_size for name in ("rows.bin", "entries.bin"))
+    assert "20 pictures" in told[0] and f"{size:,} bytes" in told[0] and "Encoding" not in before
+
+
+def test_rows_that_half_precision_cannot_hold_are_an_error(make_base, write_folder, cache):
+    items = read_folder(write_folder(2))
     with pytest.raises(InputError, match="not finite"):
-        cache_latents(make_base(scale=1e6), items, digests, 16, tmp_path / "cache")
+        latents_of(make_base(scale=1e6), items, cache)
     with pytest.raises(InputError, match="not finite"):
-        cache_text(make_base(scale=float("nan")), ["a"], tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+        text_of(make_base(scale=float("nan")), ["a"], cache)
+    assert len(latents_of(make_base(), items, cache)[0]) == 2
 
 
-def test_a_worker_receives_a_path_and_not_the_rows(base, write_folder, tmp_path):
-    items, digests = read(write_folder(3))
-    latents, _ = cache_latents(base, items, digests, 256, tmp_path)
-    sent = pickle.dumps(latents)
-    assert len(sent) < 1000 < latents[0].numel()
-    np.testing.assert_array_equal(pickle.loads(sent)[2], latents[2])
+def test_a_worker_receives_a_path_and_not_the_rows(base, write_folder, cache):
+    rows, _ = latents_of(base, read_folder(write_folder(3)), cache, 256)
+    sent = pickle.dumps(rows)
+    assert len(sent) < 1000 < rows[0].numel()
+    np.testing.assert_array_equal(pickle.loads(sent)[2], rows[2])

@@ -18,7 +18,13 @@ def prepared(base):
     """Gives a function that makes the data of a folder ready, with settings that suit a handful of items."""
 
     def prepare(root: Path, **settings) -> ControlData:
-        usual = {"resolution": 16, "heldout": 0.2, "batch_size": 4, "seed": 7, "cache": root.parent / "cache"}
+        usual = {
+            "resolution": 16,
+            "heldout": 0.2,
+            "batch_size": 4,
+            "seed": 7,
+            "cache_folder": Path(root).parent / "cache",
+        }
         data = ControlData(root, **usual | settings)
         data.prepare(base)
         return data
@@ -107,7 +113,7 @@ def test_skipped_items_are_counted_listed_and_nowhere_used(prepared, write_folde
         assert "Skipped 8 of 40" in told and "target/3.png" in told and "and 3 more" in told
         assert told.count("\n  /") == 5 and len(data.skipped) == 8
         bad = {"3.png", "5.png", *(f"{at}.png" for at in range(10, 16))}
-        used = [data.items[at] for batch in epoch(data) for at in batch.index.tolist()] + data.heldout_items
+        used = [data.items[at] for batch in epoch(data) for at in batch.index.tolist()] + list(data.heldout_items)
         assert len(used) == 32 and not bad & {item.source.name for item in used}
 
 

@@ -25,7 +25,8 @@ def take(count: int, *args, done: int = 0, **kwargs) -> list[list[int]]:
     order = SeededBatches(*args, **kwargs, done=lambda: position)
     while len(batches) < count:
         for batch in order:
-            batches.append(batch)
+            batches.append([draw.position for draw in batch])
+            assert {draw.epoch for draw in batch} == {position // len(order)}
             position += 1
     return batches[:count]
 
@@ -57,14 +58,16 @@ def test_ranks_share_an_epoch_in_equal_numbers_of_batches(count, world):
     assert len({len(batches) for batches in ranks}) == 1 and len(ranks[0]) == len(
         SeededBatches(count, BATCH, 0, 0, world)
     )
-    drawn = [index for batches in ranks for batch in batches for index in batch]
+    drawn = [draw.position for batches in ranks for batch in batches for draw in batch]
     assert set(drawn) == set(range(count))
     assert len(drawn) < count + world  # padded up to the next multiple of world, no further
 
 
 @pytest.fixture
 def data(base, write_folder, tmp_path) -> ControlData:
-    data = ControlData(write_folder(COUNT, side=8), 8, batch_size=BATCH, heldout=0, seed=5, cache=tmp_path / "cache")
+    data = ControlData(
+        write_folder(COUNT, side=8), 8, batch_size=BATCH, heldout=0, seed=5, cache_folder=tmp_path / "cache"
+    )
     data.prepare(base)
     return data
 
