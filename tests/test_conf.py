@@ -23,7 +23,10 @@ OPTIONS = [
 ]
 
 
-NEEDED = {"data=folder": ["data.root=photos"], "init=pretrained": ["init.path=trained"]}
+NEEDED = {
+    **{f"data={format}": ["data.root=photos"] for format in ("folder", "imagefolder", "huggingface", "shards")},
+    "init=pretrained": ["init.path=trained"],
+}
 
 
 def composed(*overrides: str) -> DictConfig:

@@ -174,7 +174,8 @@ def test_of_several_processes_each_picture_is_encoded_by_one(write_folder, cache
 def test_a_second_process_waits_and_says_so(write_folder, cache, base, make_base, capsys):
     items = read_folder(write_folder(20))
     rows, _ = latents_of(base, items[:16], cache)
-    hold = f"import filelock; lock = filelock.FileLock({str(rows.folder / '.lock')!r}); lock.acquire(); print(flush=True); input()"
+    take = f"lock = filelock.FileLock({str(rows.folder / '.lock')!r}); lock.acquire()"
+    hold = f"import filelock; {take}; print(flush=True); input()"
     other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert other.stdin is not None and other.stdout is not None
     other.stdout.readline()
