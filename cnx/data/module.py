@@ -123,7 +123,7 @@ class Pairs(Dataset[Batch | Unencoded]):
         top, left = random.random(2)
         control, target = load_pair(item, *size, place=(top, left) if self.crop else (0.5, 0.5))
         if self.flip and random.random() < 0.5:
-            return control[:, ::-1], target[:, ::-1]
+            return np.ascontiguousarray(control[:, ::-1]), np.ascontiguousarray(target[:, ::-1])
         return control, target
 
 

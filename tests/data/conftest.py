@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ class TinyBase:
 
     def __init__(self, seed: int = 0, before_encode: Callable[[], object] | None = None, scale: float = 1.0) -> None:
         self.vae = make_vae(seed)
+        self.unet = SimpleNamespace(config={"block_out_channels": (8, 8)})
         self.seed, self.before_encode, self.scale = seed, before_encode, scale
         self.images = 0
         self.prompts: list[str] = []

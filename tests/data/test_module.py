@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import cnx.data.index as index_module
 from cnx.data.folder import load_image, load_pair, read_folder
 from cnx.data.module import Batch, ControlData
 from cnx.data.split import digest, is_held_out
@@ -129,9 +131,101 @@ def test_a_split_with_nothing_on_one_side_names_counts_and_a_remedy_that_helps(p
         prepared(root, heldout=0).heldout(8)
 
 
+@pytest.mark.parametrize("cache", ["off", "latents", False])
+def test_what_is_not_cached_is_encoded_in_the_step(base, prepared, write_folder, cache):
+    cached = prepared(write_folder(20))
+    images = base.images
+    data = prepared(write_folder(20, "again"), cache=cache)
+    assert base.images == images
+    base.prompts.clear()
+    for batch, expected in zip(epoch(data), epoch(cached), strict=True):
+        batch = data.on_after_batch_transfer(batch, 0)
+        assert isinstance(batch, Batch) and torch.equal(batch.index, expected.index)
+        assert torch.equal(batch.control, expected.control)
+        for found, kept in zip(batch[:2], expected[:2], strict=True):
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, kept, rtol=1e-3, atol=1e-4)
+    assert len(base.prompts) == len(data.train_items)
+    assert (base.images > images) == (cache != "latents")
+    held, expected = data.heldout(3), cached.heldout(3)
+    torch.testing.assert_close(held.latents, expected.latents, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(held.text, expected.text, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(data.null_text, cached.null_text, rtol=1e-3, atol=1e-4)
+
+
+def test_flips_and_crops_are_drawn_afresh_in_each_epoch_and_the_same_again(prepared, write_folder, capsys):
+    data = prepared(write_folder(20), heldout=0, random_flip=True)
+    assert "encoded in each step" in capsys.readouterr().out
+    plain = prepared(data.root, heldout=0)
+
+    def controls(data: ControlData, epochs: int) -> list[dict[int, torch.Tensor]]:
+        seen = []
+        for number in range(epochs):
+            data._count_done = lambda number=number: 5 * number
+            pairs = [pair for batch in data.train_dataloader() for pair in zip(batch.index, batch.control, strict=True)]
+            seen.append({int(at): control for at, control in pairs})
+        return seen
+
+    (straight,) = controls(plain, 1)
+    first, second = controls(data, 2)
+    flipped = [[torch.equal(seen[at], straight[at].flip(-1)) for at in range(20)] for seen in (first, second)]
+    for seen, turned in zip((first, second), flipped, strict=True):
+        assert all(flip or torch.equal(seen[at], straight[at]) for at, flip in enumerate(turned))
+        assert 3 < sum(turned) < 17
+    assert flipped[0] != flipped[1]
+    again = controls(prepared(data.root, heldout=0, random_flip=True, num_workers=1), 2)
+    assert all(torch.equal(again[1][at], second[at]) for at in range(20))
+
+
+def test_a_warm_start_reads_no_image_and_a_changed_one_is_read_again(base, prepared, write_folder, monkeypatch):
+    data = prepared(write_folder(20))
+    root, content = Path(data.root), data.content
+    read: list[str] = []
+    whole = index_module.inspect
+    monkeypatch.setattr(index_module, "inspect", lambda item: read.append(item.target.name) or whole(item))
+    assert prepared(root).content == content and read == []
+    Image.fromarray(np.full((32, 32, 3), 7, np.uint8)).save(root / "source" / "5.png")
+    changed = prepared(root)
+    assert read == ["5.png"] and changed.content != content and base.images == 20
+    Image.new("RGB", (8, 8)).save(root / "target" / "6.png")
+    for _ in range(2):
+        with pytest.raises(InputError, match="source/6.png.*32x32.*8x8"):
+            prepared(root)
+    Image.new("RGB", (32, 32)).save(root / "target" / "6.png")
+    prepared(root)
+    assert base.images == 20 + 16  # one, as the VAE sees it among sixteen
+
+
+def test_an_index_goes_on_where_it_was_stopped(prepared, write_folder, monkeypatch):
+    root = write_folder(20)
+    read: list[str] = []
+    whole = index_module.inspect
+
+    def stop(item):
+        if item.target.name == "12.png":
+            raise KeyboardInterrupt
+        return whole(item)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(index_module, "inspect", stop)
+        prepared(root)
+    monkeypatch.setattr(index_module, "inspect", lambda item: read.append(item.target.name) or whole(item))
+    assert len(prepared(root).items) == 20 and set(read) == {f"{at}.png" for at in range(12, 20)}
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [{"resolution": 100}, {"limit": 0}, {"on_error": "ignore"}, {"batch_size": 0}, {"heldout": 1.0}, {"heldout": -0.1}],
+    [
+        {"resolution": 100},
+        {"cache": "yes"},
+        {"shuffle_buffer": 0},
+        {"buckets": 12},
+        {"limit": 0},
+        {"on_error": "ignore"},
+        {"batch_size": 0},
+        {"heldout": 1.0},
+        {"heldout": -0.1},
+    ],
 )
 def test_a_wrong_setting_is_refused_by_its_name_before_anything_is_read(wrong):
     (name, value), *_ = wrong.items()

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -61,6 +62,58 @@ def test_ranks_share_an_epoch_in_equal_numbers_of_batches(count, world):
     drawn = [draw.position for batches in ranks for batch in batches for draw in batch]
     assert set(drawn) == set(range(count))
     assert len(drawn) < count + world  # padded up to the next multiple of world, no further
+
+
+SHARDS = np.repeat(np.arange(10), 7)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_shards_are_gone_through_one_after_another_by_each_rank_its_part(world):
+    """Without a buffer, items come shard by shard; each epoch has every item, and the shards in another order."""
+    epochs = []
+    for epoch in range(2):
+        ranks = []
+        for rank in range(world):
+            order = SeededBatches(70, 4, 1, rank, world, shards=SHARDS)
+            order.done = lambda order=order, epoch=epoch: epoch * len(order)
+            ranks.append([draw.position for batch in order for draw in batch])
+            way = [int(shard) for shard, _ in itertools.groupby(SHARDS[ranks[-1]])]
+            assert len(set(way)) == len(way) <= math.ceil(10 / world) + 1
+        assert len({len(rank) for rank in ranks}) == 1
+        assert {position for rank in ranks for position in rank} == set(range(70))
+        epochs.append(ranks)
+    assert epochs[0] != epochs[1]
+
+
+def test_a_buffer_mixes_neighbouring_shards_and_no_more(buffer=20):
+    plain = [draw.position for batch in SeededBatches(70, 4, 1, shards=SHARDS) for draw in batch]
+    mixed = [draw.position for batch in SeededBatches(70, 4, 1, shards=SHARDS, buffer=buffer) for draw in batch]
+    moved = [mixed.index(position) - at for at, position in enumerate(plain)]
+    assert sorted(mixed) == sorted(plain) and 5 < max(map(abs, moved)) <= buffer
+    assert len({int(SHARDS[position]) for position in mixed[:8]}) >= 2
+
+
+@pytest.mark.parametrize("kind", [{"shards": SHARDS, "buffer": 9}, {"buckets": SHARDS % 3}])
+def test_shards_and_buckets_go_on_where_they_were(kind):
+    whole = take(40, 70, BATCH, seed=3, **kind)
+    for done in (1, 17, 18, 25):
+        assert take(8, 70, BATCH, seed=3, done=done, **kind) == whole[done : done + 8]
+    assert take(8, 70, BATCH, seed=4, **kind) != whole[:8]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_rank_has_the_same_bucket_at_the_same_time(world):
+    buckets = np.random.default_rng(0).integers(0, 3, 70)
+    ranks = [
+        [[draw.position for draw in batch] for batch in SeededBatches(70, 4, 0, rank, world, buckets=buckets)]
+        for rank in range(world)
+    ]
+    for together in zip(*ranks, strict=True):
+        assert len({int(buckets[position]) for batch in together for position in batch}) == 1
+        assert len({len(batch) for batch in together}) == 1
+    drawn = [position for rank in ranks for batch in rank for position in batch]
+    assert set(drawn) == set(range(70)) and len(drawn) < 70 + 3 * world
+    assert len(SeededBatches(70, 4, 0, 0, world, buckets=buckets)) == len(ranks[0])
 
 
 @pytest.fixture
