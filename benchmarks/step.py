@@ -3,7 +3,8 @@
     python benchmarks/step.py [steps=30] [any override of run.py ...]
 
 Values separated by commas are tried in turn: `data.batch_size=4,8 trainer.precision=32-true,bf16-mixed`.
-Every combination runs in a process of its own, on freshly drawn pictures in a temporary folder.
+Every combination runs in a process of its own, on freshly drawn pictures in a temporary folder. Whether a step waits
+for data is its part "data": data.num_workers=0,1 data.cache=off,latents,all (off: encoding is in it).
 """
 
 import itertools
@@ -144,8 +145,8 @@ def read(overrides: list[str]) -> DictConfig:
         return compose("config", ["+steps=30", *overrides], return_hydra_config=True)
 
 
-def measure(overrides: list[str]) -> Measured:
-    """Train as `overrides` say, for a few steps."""
+def measure(overrides: list[str], shown: tuple[str, ...] = ()) -> Measured:
+    """Train as `overrides` say, for a few steps; those of them that are `shown` go into its name."""
     run.quieten()
     warnings.filterwarnings("ignore")
     cfg = read(overrides)
@@ -174,7 +175,7 @@ def measure(overrides: list[str]) -> Measured:
         trainer.fit(make_training(cfg, model, data), datamodule=data)
     batch_size, accumulated = cfg.data.batch_size, cfg.trainer.accumulate_grad_batches
     return Measured(
-        made_of=f"{cfg.hydra.runtime.choices.base}, {cfg.hydra.runtime.choices.model}",
+        made_of="\n".join([f"{cfg.hydra.runtime.choices.base}, {cfg.hydra.runtime.choices.model}", *shown]),
         batch=f"{batch_size}" if accumulated == 1 else f"{batch_size} × {accumulated}",
         precision=trainer.precision,
         images=batch_size * accumulated,
@@ -250,7 +251,9 @@ def main(arguments: list[str]) -> None:
             read(overrides)  # a mistake shows before anything has run
         machine, float32, bfloat16 = in_fresh_process(matmul_peaks)
         for overrides in wanted:
-            results.append(in_fresh_process(measure, overrides))
+            shown = tuple(each for each in overrides if not all(each in other for other in wanted))
+            own = ("base=", "model=", "data.batch_size=", "trainer.precision=")  # columns of their own
+            results.append(in_fresh_process(measure, overrides, tuple(s for s in shown if not s.startswith(own))))
     except (InputError, HydraException) as error:
         sys.exit(f"benchmarks/step.py: {error}")
     console = Console()

@@ -15,6 +15,8 @@ from jaxtyping import Int, UInt64
 
 from cnx.data.folder import Item, OnError, list_folder
 
+AT_ONCE = 1 << 16  # items of a table whose places are held in memory
+
 
 class Items(Sequence[Item]):
     """The items of a data set, by number.
@@ -101,7 +103,7 @@ class Listed(Items):
                             # A lone surrogate, as JSON allows and as a file name may have, is kept.
                             end += file.write(text.encode("utf-8", "surrogatepass"))
                             ends.append(end)
-                        if len(ends) >= 3 << 16:
+                        if len(ends) >= 3 * AT_ONCE:
                             _append(partial / "ends.bin", ends)
                             ends.clear()
                 _append(partial / "ends.bin", ends)
@@ -120,9 +122,15 @@ class Listed(Items):
 
     def stamps(self) -> UInt64[np.ndarray, " n"]:
         found = np.empty(len(self), dtype=np.uint64)
-        for at in range(len(self)):
-            source, target, _ = self._texts(at)
-            found[at] = hash((*_stat(source), *_stat(target))) % 2**64  # of integers: the same in every process
+        begin = 0
+        for start in range(0, len(self), AT_ONCE):
+            ends = self._ends[start : start + AT_ONCE].tolist()
+            origin, text = begin, self._text[begin : ends[-1][2]].tobytes()
+            for at, (one, two, end) in enumerate(ends, start):
+                source, target = text[begin - origin : one - origin], text[one - origin : two - origin]
+                # A hash of integers: the same in every process.
+                found[at] = hash((*_stat(_decoded(source)), *_stat(_decoded(target)))) % 2**64
+                begin = end
         return found
 
     def _texts(self, at: int) -> tuple[str, str, str]:
@@ -130,7 +138,7 @@ class Listed(Items):
         one, two, end = (int(position) for position in self._ends[at])
         text = self._text[begin:end].tobytes()
         parts = text[: one - begin], text[one - begin : two - begin], text[two - begin :]
-        source, target, prompt = (part.decode("utf-8", "surrogatepass") for part in parts)
+        source, target, prompt = map(_decoded, parts)
         return source, target, prompt
 
 
@@ -142,6 +150,10 @@ class Fill50KLayout:
         content = file_hash(listing) if listing.is_file() else ""
         items = list_folder(root, limit, on_error)
         return Listed.of(items, "fill50k", str(Path(root).resolve()), root, content, str(limit), cache=cache)
+
+
+def _decoded(text: bytes) -> str:
+    return text.decode("utf-8", "surrogatepass")
 
 
 def _append(path: Path, ends: list[int]) -> None:

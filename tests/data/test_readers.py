@@ -163,6 +163,20 @@ def test_a_column_that_a_table_does_not_have_is_named(written, tmp_path):
     assert str(tmp_path / "nothing") in error_of(read, HuggingFace(), str(tmp_path / "nothing"), tmp_path)
 
 
+def test_a_stream_gives_the_same_items_and_is_read_once_and_no_further(written, tmp_path):
+    """From parquet files, which load_dataset reads as it reads those of the hub."""
+    datasets = pytest.importorskip("datasets")
+    _, root = written("huggingface", 6)
+    (tmp_path / "parquet").mkdir()
+    datasets.load_from_disk(root).to_parquet(tmp_path / "parquet" / "train.parquet")
+    expected = contents(read_folder(tmp_path / "photos"))
+    stream = HuggingFace(streaming=True)
+    assert contents(read(stream, str(tmp_path / "parquet"), tmp_path, limit=4)) == expected[:4]
+    (tmp_path / "parquet" / "train.parquet").unlink()
+    items = read(stream, str(tmp_path / "parquet"), tmp_path, limit=4)
+    assert contents(items) == expected[:4] and [item.target.name for item in items][0] == "000000000.image.png"
+
+
 def test_shards_are_written_the_same_each_time_and_never_over_others(write_folder, tmp_path):
     items = read_folder(write_folder(5))
     first = write_shards(items, tmp_path / "a", items_a_shard=2)
