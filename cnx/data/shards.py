@@ -11,7 +11,6 @@ from pathlib import Path
 import fsspec
 import numpy as np
 from filelock import FileLock
-from jaxtyping import Int
 
 from cnx.data.ahead import map_ahead, progress
 from cnx.data.folder import OR_SKIP, Item, OnError, check_limit, read_file
@@ -123,7 +122,7 @@ class Members(Items):
     def __init__(self, folder: Path, paths: list[Path]) -> None:
         self.folder, self.paths, self.identity = folder, paths, folder.name
         self._places = np.load(folder / "places.npy", mmap_mode="r")
-        self.shards: Int[np.ndarray, " n"] = self._places["shard"]
+        self.shards = self._places["shard"]
 
     def __reduce__(self) -> tuple[type["Members"], tuple[Path, list[Path]]]:
         return Members, (self.folder, self.paths)

@@ -5,7 +5,17 @@ from typing import Any
 
 ABSENT = "–"  # a key that this run's configuration does not have
 # Where things are and who is told, not what is done.
-INCIDENTAL = ("choices", "task", "resume", "runs", "name", "logger", "data.cache_folder", "callback.checkpoint")
+INCIDENTAL = (
+    "choices",
+    "task",
+    "resume",
+    "runs",
+    "name",
+    "logger",
+    "data.cache",
+    "data.cache_folder",
+    "callback.checkpoint",
+)
 INCIDENTAL_CHOICES = ("task", "logger", "sweep", "launcher", "sweeper")
 
 
