@@ -102,7 +102,10 @@ def test_every_experiment_runs_for_two_steps(experiment: str) -> None:
         assert Image.open(folder / "base" / "samples.png").size[0] > 256
         return
     steps = 0 if experiment in ("attempt3_pretrained", "attempt6_untrained") else 2
-    folder = launch(f"experiment={experiment}", *(["trainer.max_steps=2"] if steps else []), *SMALL)
+    overrides = ["trainer.max_steps=2"] if steps else []
+    if experiment.startswith("ablation_") or experiment == "prompt_dropout":
+        overrides.append("callback.prompts.items=2")
+    folder = launch(f"experiment={experiment}", *overrides, *SMALL)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["experiment"] == experiment
     assert summary["optimizer_steps"] == steps <= summary["micro_batches"]
@@ -233,6 +236,31 @@ def test_task_evaluate_finds_what_the_last_probe_found() -> None:
     assert evaluated["items"] == probed.pop("items") == 2
     assert evaluated["control_fidelity"] == pytest.approx(probed, abs=0.02)
     assert all(error >= 0 for error in evaluated["standard_error"].values())
+
+
+def test_the_ablation_under_four_prompts_is_the_same_at_the_end_of_a_run_and_later(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = launch("callback=[default,four_prompts]", "callback.prompts.items=3", "trainer.max_steps=1", *SMALL)
+    at_the_end = json.loads((folder / "prompts.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text())
+    fidelity = {mode: result["control_fidelity"] for mode, result in at_the_end["prompt_modes"].items()}
+    assert list(fidelity) == ["none", "insufficient", "conflicting", "perfect"]
+    assert summary["prompt_fidelity"] == {mode: scores["calibrated"] for mode, scores in fidelity.items()}
+    assert "Under each kind of prompt" in (folder / "report.html").read_text()
+    (folder / "report.html").unlink()
+    launch("task=evaluate", f"run={folder}", "num_items=3", "prompt_mode=all")
+    later = json.loads((folder / "prompts.json").read_text())
+    for mode, scores in fidelity.items():
+        assert later["prompt_modes"][mode]["control_fidelity"] == pytest.approx(scores, abs=0.02)
+    assert "Under each kind of prompt" in (folder / "report.html").read_text()
+    launch("task=evaluate", f"run={folder}", "num_items=3", "prompt_mode=none")
+    alone = json.loads((folder / "evaluation.json").read_text())
+    assert alone["prompt_mode"] == "none"
+    assert alone["control_fidelity"]["floor"] == pytest.approx(fidelity["none"]["floor"], abs=0.02)
+    assert "prompts.png" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="prompt_mode=own: must be all, one of none"):
+        launch("task=evaluate", f"run={folder}", "prompt_mode=own")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from cnx.callback.interrupt import Interrupt, was_interrupted
 from cnx.callback.phases import Phases
 from cnx.callback.probe import Probe, ProbeRecord
 from cnx.callback.progress import RunProgress
+from cnx.callback.prompt_ablation import PromptAblation
 from cnx.callback.table import MetricsCSV
 from cnx.callback.wandb import Wandb, wandb_logger
 
@@ -19,6 +20,7 @@ __all__ = [
     "Phases",
     "Probe",
     "ProbeRecord",
+    "PromptAblation",
     "RunProgress",
     "Wandb",
     "wandb_logger",

@@ -22,7 +22,7 @@ from cnx.callback.interrupt import was_interrupted
 from cnx.callback.spacing import Cost, Spacing
 from cnx.callback.wandb import Wandb
 from cnx.condition import Condition
-from cnx.data.module import Batch, HeldOut
+from cnx.data.module import Batch, HeldOut, to_uint8
 from cnx.errors import InputError
 from cnx.metric import Convergence, calibrate, find_convergence, is_degenerate
 from cnx.model import Controlled
@@ -56,13 +56,18 @@ class Score:
 
 @dataclass(frozen=True)
 class ProbeRecord:
-    """One probe: the optimizer step, fidelity as in `Score`, and the raw one calibrated (`cnx.metric.calibrate`)."""
+    """One probe: the optimizer step, fidelity as in `Score`, and the raw one calibrated (`cnx.metric.calibrate`).
+
+    `floor` is the raw fidelity at strength 0 that it was calibrated with: another at each probe while the base is
+    trained. None in checkpoints of before it was kept.
+    """
 
     step: int
     raw: float
     published: float
     calibrated: float
     items: tuple[float, ...] = ()
+    floor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,8 @@ class Probe(Callback):
     (not after an interrupted run: that goes on later); `Spacing` says exactly when, and keeps it within `budget`. Every
     `gain_every` steps control gain is measured on those items, each at its own fixed t and eps. The floor (samples at
     strength 0), the ceiling (the VAE's reconstructions) and the loss without control are measured once, at the start:
-    they hold as long as the base is locked. Once it is trained, the floor is drawn again for each probe (`probe.json`
-    has the last one's) and the loss without control for each gain.
+    they hold as long as the base is locked. Once it is trained, the floor is drawn again for each probe, whose record
+    has it, and the loss without control for each gain.
 
     Training is not disturbed: the global random state and every module's mode are afterwards what they were, so a run
     with probes learns the same weights as one without. Only the process of rank zero probes.
@@ -207,8 +212,6 @@ class Probe(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        steps = trainer.estimated_stepping_batches  # inf, or -1, where nothing bounds the run
-        self._steps = int(steps) if 0 < steps < float("inf") else None
         self._began, self._first = time.monotonic(), None
         with self._aside(trainer, pl_module) as run:
             self._prepare(trainer, run)
@@ -232,6 +235,10 @@ class Probe(Callback):
     def _watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Whatever is due at this optimizer step, unless it was done before the run was stopped and resumed."""
         self._seen_step = step = trainer.global_step
+        steps = (
+            trainer.estimated_stepping_batches
+        )  # inf, or -1, where nothing bounds the run; a phase may end it sooner
+        self._steps = int(steps) if 0 < steps < float("inf") else None
         # Someone who wants to stop does not wait for a probe; the resumed run makes it up.
         if was_interrupted(trainer):
             return
@@ -344,8 +351,8 @@ class Probe(Callback):
         batch = Batch(latents=latents, text=text, control=control, index=torch.as_tensor(heldout.index, device=device))
         self._fixed = _Fixed(
             heldout=heldout,
-            control=_to_uint8(control),
-            target=_to_uint8(heldout.target),
+            control=to_uint8(control),
+            target=to_uint8(heldout.target),
             reconstruction=self._decode(run, latents),
             noise=noise.to(device),
             batch=batch,
@@ -358,7 +365,7 @@ class Probe(Callback):
             floor = self._draw(run, strength=0.0)
             self.floor = self._score(floor)
             self.ceiling = self._score(self._fixed.reconstruction)
-            _save_arrays(
+            save_arrays(
                 file,
                 control=self._fixed.control,
                 target=self._fixed.target,
@@ -378,7 +385,7 @@ class Probe(Callback):
         score = self._score(samples)
         calibrated = calibrate(score.raw, floor.raw, ceiling.raw)
         converged_before = self.convergence().step
-        self.history.append(ProbeRecord(step, score.raw, score.published, calibrated, score.items))
+        self.history.append(ProbeRecord(step, score.raw, score.published, calibrated, score.items, floor.raw))
 
         folder = self._folder(trainer)
         line = (
@@ -397,7 +404,7 @@ class Probe(Callback):
             fixed.heldout.prompts[rows],
             title=f"step {step:,}: calibrated control fidelity {calibrated:z.2f}",
         )
-        _save_arrays(folder / f"step_{step:06d}.npz", samples=samples)
+        save_arrays(folder / f"step_{step:06d}.npz", samples=samples)
         save_image(grid, folder / f"step_{step:06d}.png")
         self._save_summary(folder / "probe.json")
         row = {"fidelity": calibrated, "fidelity_raw": score.raw, "fidelity_published": score.published}
@@ -438,7 +445,7 @@ class Probe(Callback):
 
     def _decode(self, run: Probed, latents: Float[Tensor, "n 4 h w"]) -> UInt8[np.ndarray, "n H W 3"]:
         return np.concatenate(
-            [_to_uint8(run.model.base.decode_latents(part)) for part in latents.split(self.sampler.chunk)]
+            [to_uint8(run.model.base.decode_latents(part)) for part in latents.split(self.sampler.chunk)]
         )
 
     def _score(self, images: UInt8[np.ndarray, "n H W 3"]) -> Score:
@@ -464,7 +471,7 @@ class Probe(Callback):
             "probes": [asdict(record) for record in self.history],
             "gains": [asdict(record) for record in self.gains],
         }
-        _replace(path, (json.dumps(summary, indent=1) + "\n").encode())
+        replace_file(path, (json.dumps(summary, indent=1) + "\n").encode())
 
 
 def _current(record: dict[str, Any]) -> dict[str, Any]:
@@ -477,17 +484,15 @@ def _log(trainer: Trainer, run: Probed, metrics: dict[str, float]) -> None:
         logger.log_metrics({**metrics, **run.clocks()}, step=trainer.global_step)
 
 
-def _to_uint8(images: Float[Tensor, "n 3 H W"]) -> UInt8[np.ndarray, "n H W 3"]:
-    return (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
-
-
-def _save_arrays(path: Path, **arrays: np.ndarray) -> None:
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write arrays so that `path` holds the whole of them or what was there before."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **cast(Any, arrays))
-    _replace(path, buffer.getvalue())
+    replace_file(path, buffer.getvalue())
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that `path` holds the whole of it or what was there before."""
     part = path.with_name(path.name + ".part")
     part.write_bytes(content)
     os.replace(part, path)

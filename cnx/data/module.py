@@ -402,3 +402,8 @@ def _as_it_is(batch: Any) -> Any:
 def to_tensor(image: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:
     """Turn an 8-bit image into float32 in [0, 1], channels first."""
     return torch.tensor(image).permute(2, 0, 1).float() / 255
+
+
+def to_uint8(images: Float[Tensor, "n 3 H W"]) -> UInt8[np.ndarray, "n H W 3"]:
+    """Turn images in [0, 1] into 8-bit ones, channels last; what lies outside is cut off."""
+    return (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -9,6 +9,7 @@ from cnx.report.comparison import Comparison, read_comparison
 from cnx.report.curves import save_png
 from cnx.report.grid import save_image
 from cnx.report.page import comparison_page, write
+from cnx.report.prompts import HEADS, read_prompt_ablation
 from cnx.report.wall import picture_wall
 
 # Of summary.json, in the order of the CSV's columns.
@@ -24,12 +25,13 @@ def compare(
     missing: Mapping[str, str] | None = None,
     title: str = "Comparison",
 ) -> Comparison:
-    """Compare finished runs: write comparison.csv, comparison.md, fidelity.png, wall.png and report.html into `out`.
+    """Compare finished runs: write comparison.csv, comparison.md, the figures and report.html into `out`.
 
     The runs are grouped into arms that differ in more than the seed. With several seeds an arm has a mean and a 95%
     interval (Student's t). Each later arm is compared with the first by pairs: over the seeds that both have, and over
-    the held-out items that both drew, each item's difference averaged over those seeds. fidelity.png is left out when
-    no run has a probe, wall.png when none has pictures. `rich.print` of the result prints the tables.
+    the held-out items that both drew, each item's difference averaged over those seeds. The figures
+    are fidelity.png, left out when no run has a probe; wall.png, when none has pictures; and prompts.png, when none was
+    drawn under several kinds of prompt. `rich.print` of the result prints the tables.
 
     Args:
         runs: run folders, in the order in which to show the arms. One without summary.json is listed as missing: with
@@ -49,12 +51,19 @@ def compare(
     wall = picture_wall([entry.run for entry in entries], [entry.label for entry in entries])
     if wall:
         save_image(wall, out / "wall.png")
+    prompts = comparison.prompt_wall()
+    if prompts:
+        save_image(prompts, out / "prompts.png")
     _write_csv(comparison, out / "comparison.csv")
-    pictures = [f"![{name}]({name}.png)\n" for name, made in (("fidelity", panels), ("wall", wall)) if made]
+    pictures = [
+        f"![{name}]({name}.png)\n"
+        for name, made in (("fidelity", panels), ("wall", wall), ("prompts", prompts))
+        if made
+    ]
     notes = [f"{note}\n" for note in comparison.notes]
     tables = [table.markdown() for table in comparison.tables]
     write(out / "comparison.md", "\n".join([f"# {title}\n", *tables[:1], *notes, *pictures, *tables[1:]]))
-    write(out / "report.html", comparison_page(comparison, wall, out))
+    write(out / "report.html", comparison_page(comparison, wall, prompts, out))
     return comparison
 
 
@@ -64,10 +73,15 @@ def _write_csv(comparison: Comparison, path: Path) -> None:
     part = path.with_name(path.name + ".part")
     with part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*columns, "control_fidelity", *NUMBERS, "run", "status"])
+        found = {entry.run.folder: read_prompt_ablation(entry.run) for entry in comparison.entries}
+        modes = HEADS if any(found.values()) else ()
+        heads = [*NUMBERS, *(f"fidelity_{mode}_prompt" for mode in modes)]
+        writer.writerow([*columns, "control_fidelity", *heads, "run", "status"])
         for entry in [*comparison.entries, *comparison.missing]:
             run = entry.run
             varied = [entry.varied.get(column) for column in columns]
             numbers = [run.final_fidelity, *(run.summary.get(name) for name in NUMBERS)]
+            under = results.fidelity if (results := found.get(run.folder)) else {}
+            numbers += [under.get(mode) for mode in modes]
             writer.writerow([*varied, *numbers, run.folder.as_posix(), entry.missing or "finished"])
     os.replace(part, path)

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from rich.console import Console, ConsoleOptions, RenderResult
 
 from cnx.errors import InputError
 from cnx.report.curves import Curve, Panel
 from cnx.report.interval import mean_interval
+from cnx.report.prompts import HEADS, prompt_wall, read_prompt_ablation
 from cnx.report.saved import SavedRun
 from cnx.report.table import Table
-from cnx.report.varied import ABSENT, find_varied, short_names
+from cnx.report.varied import ABSENT, brought, find_varied, short_names
 from cnx.report.wall import shared_items
 
 NO_VALUE = "–"
@@ -25,7 +27,8 @@ class Entry:
 
     Attributes:
         varied: what differs between the runs, {column of `find_varied`: this run's value}; empty if it never began.
-        arm: what it has in common with the runs that differ from it in the seed only.
+        arm: what it has in common with the runs that differ from it in the seed only; by the experiment's name where
+            that says it all.
         label: arm and seed.
         missing: why its results are not there; None for a finished run.
     """
@@ -75,6 +78,12 @@ class Comparison:
         clocks = {"optimizer steps": by_steps, "samples seen": by_samples}
         return [Panel(curves, clock, fidelity, level=0.5) for clock, curves in clocks.items() if curves]
 
+    def prompt_wall(self) -> Image.Image | None:
+        """`cnx.report.prompts.prompt_wall` of the first run of each arm that has one."""
+        measured = ([entry for entry in arm if read_prompt_ablation(entry.run)] for arm in self.arms.values())
+        firsts = [arm[0] for arm in measured if arm]
+        return prompt_wall([entry.run for entry in firsts], [entry.arm for entry in firsts])
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield from self.tables
         yield from self.notes
@@ -91,7 +100,8 @@ def read_comparison(folders: Sequence[Path], missing: Mapping[str, str], title: 
     if not arms:
         why = "; ".join(f"{entry.run.folder}: {entry.missing}" for entry in absent)
         raise InputError(f"no finished run to compare ({why or 'no run folders were given'})")
-    tables = [_run_table(arms), *_arm_table(arms), *_paired_table(arms), *_missing_table(absent)]
+    made = (_arm_table(arms), _prompt_table(arms), _paired_table(arms), _missing_table(absent))
+    tables = [_run_table(arms), *(table for tables in made for table in tables)]
     return Comparison(title, arms, absent, tables, list(_notes(arms)))
 
 
@@ -128,7 +138,7 @@ def _entries(runs: Sequence[SavedRun], missing: dict[str, str]) -> list[Entry]:
         named = [
             value if column in groups else f"{short[column]} {value}"
             for column, value in varied.items()
-            if column != "seed" and value != ABSENT
+            if column != "seed" and value != ABSENT and not brought(columns, column)
         ]
         arm = ", ".join(named) or str(run.config.get("name") or run.name)
         label = f"{arm}, seed {varied['seed']}" if "seed" in varied else arm
@@ -175,6 +185,19 @@ def _arm_table(arms: Mapping[str, Sequence[Entry]]) -> Iterator[Table]:
         )
     heads = ["arm", "runs", "fidelity", "converged", "at steps", "seconds", "images/s"]
     yield Table("Arms: means [95% interval over seeds]", heads, rows, words={"arm"}, spare="images/s")
+
+
+def _prompt_table(arms: Mapping[str, Sequence[Entry]]) -> Iterator[Table]:
+    found = {arm: [read_prompt_ablation(entry.run) for entry in entries] for arm, entries in arms.items()}
+    fidelity = {arm: [one.fidelity for one in measured if one] for arm, measured in found.items()}
+    modes = [mode for mode in HEADS if any(mode in one for measured in fidelity.values() for one in measured)]
+    if modes:
+        rows = [
+            [arm, str(len(measured)), *(_mean([one.get(mode) for one in measured], "z.2f") for mode in modes)]
+            for arm, measured in fidelity.items()
+        ]
+        heads = ["arm", "runs", *(HEADS[mode] for mode in modes)]
+        yield Table("Fidelity under each kind of prompt: mean [95% interval over seeds]", heads, rows, words={"arm"})
 
 
 def _paired_table(arms: Mapping[str, Sequence[Entry]]) -> Iterator[Table]:
@@ -232,6 +255,11 @@ def _notes(arms: Mapping[str, Sequence[Entry]]) -> Iterator[str]:
     for column, short in short_names(entries[0].varied).items():
         if short != column:
             yield f"{short}: {column}."
+    if any(read_prompt_ablation(run) for run in runs):
+        yield (
+            "Kinds of prompt (ControlNet, figure 8): none is empty, an insufficient one says nothing of the map, a "
+            "conflicting one is another held-out item's, the perfect one is the item's own. Each has its own floor."
+        )
     if any(run.probe.get("degenerate") for run in runs):
         yield "*: floor and ceiling coincide, so this base cannot show control; its fidelity is 0 by definition."
     commits = sorted({str(run.summary.get("git_commit")) for run in runs})

@@ -18,6 +18,7 @@ from cnx.errors import InputError
 from cnx.report.comparison import Comparison, number
 from cnx.report.curves import Curve, Panel, svg
 from cnx.report.grid import tile, tile_size
+from cnx.report.prompts import HEADS, PromptResults, prompt_page, read_prompt_ablation
 from cnx.report.saved import SavedRun
 from cnx.report.table import Table
 from cnx.report.varied import show
@@ -65,13 +66,15 @@ def run_report(folder: str | Path, items: int = 8) -> Path:
     run = SavedRun(Path(folder))
     if not run.config:
         raise InputError(f"{folder}: no config.yaml, so it is no run folder; runs are in runs/<experiment>/<time>")
-    steps, fidelity = _frames(run), dict(run.fidelity)
+    steps, fidelity, ablation = _frames(run), dict(run.fidelity), read_prompt_ablation(run)
     page = PAGES.get_template("run.html").render(
         title=f"{run.config.get('name', 'run')} / {run.name}",
         words=list(in_words(run)),
         figures=[svg(panel, f"figure{i}") for i, panel in enumerate(_run_panels(run))],
         steps=[(step, f"{_step(step)}, fidelity {number(fidelity.get(step), 'z.2f')}") for step in steps],
         items=list(_run_items(run, steps, items)),
+        prompts=ablation and _picture(prompt_page(ablation, "", items), "Samples, a row per item, a column per prompt"),
+        prompt_table=ablation and _prompt_table(ablation),
         tables=list(_run_tables(run)),
         config=(run.folder / "config.yaml").read_text(encoding="utf-8"),
     )
@@ -80,7 +83,9 @@ def run_report(folder: str | Path, items: int = 8) -> Path:
     return path
 
 
-def comparison_page(comparison: Comparison, wall: Image.Image | None, out: Path, items: int = 4) -> str:
+def comparison_page(
+    comparison: Comparison, wall: Image.Image | None, prompts: Image.Image | None, out: Path, items: int = 4
+) -> str:
     """The page of a comparison that is written into `out`, with `items` held-out items a run under the slider."""
     entries = [entry for entry in comparison.entries if entry.run.pictured()]
     reports = [(entry.label, entry.run.folder / "report.html") for entry in comparison.entries]
@@ -93,6 +98,8 @@ def comparison_page(comparison: Comparison, wall: Image.Image | None, out: Path,
         steps=[(step, _step(step)) for step in sorted({step for entry in entries for step in _frames(entry.run)})],
         rows=list(_comparison_rows([entry.run for entry in entries], [entry.label for entry in entries], items)),
         wall=wall and _picture(wall, "Samples of one held-out item, a row per run, optimizer steps from left to right"),
+        prompts=prompts
+        and _picture(prompts, "Samples of one held-out item, a row per arm, a column per kind of prompt"),
     )
 
 
@@ -205,6 +212,16 @@ def _run_tables(run: SavedRun) -> Iterator[Table]:
             for step, value in run.fidelity
         ]
         yield Table("Probes", ["optimizer step", "samples seen", "fidelity", "control gain"], rows, set())
+
+
+def _prompt_table(ablation: PromptResults) -> Table:
+    rows = []
+    for mode, result in ablation.results.items():
+        fidelity = result["control_fidelity"]
+        numbers = [fidelity[name] for name in ("calibrated", "raw", "floor", "ceiling")]
+        rows.append([HEADS[mode], *(number(value, "z.2f") for value in numbers)])
+    heads = ["prompt", "fidelity", "raw", "floor", "ceiling"]
+    return Table("Fidelity under each kind of prompt", heads, rows, {"prompt"})
 
 
 def _facts(summary: Mapping[str, Any], prefix: str = "") -> Iterator[list[str]]:

@@ -60,6 +60,11 @@ class SavedRun:
         return list(self._json("phases.json"))
 
     @cached_property
+    def prompts(self) -> dict[str, Any]:
+        """Fidelity under several kinds of prompt; empty where that was not measured."""
+        return self._json("prompts.json")
+
+    @cached_property
     def rows(self) -> list[dict[str, float]]:
         """The rows of metrics.csv, numbers only, empty cells left out."""
         file = self.folder / "metrics.csv"
@@ -88,13 +93,17 @@ class SavedRun:
     def item_fidelity(self, step: int) -> Float[np.ndarray, " n"] | None:
         """Calibrated control fidelity of each held-out item at the probe at `step`.
 
-        All are measured by the run's one scale, so that their mean is the probe's fidelity. None where single items
-        were not saved, or where the scale is degenerate.
+        All are measured by the probe's one scale, so that their mean is its fidelity. None where single items were not
+        saved, or where the scale is degenerate.
         """
         probe = next((probe for probe in self.probe.get("probes", []) if probe["step"] == step), {})
         if not probe.get("items") or self.probe.get("degenerate"):
             return None
-        floor, ceiling = self.probe["floor"]["raw"], self.probe["ceiling"]["raw"]
+        floor, ceiling = probe.get("floor"), self.probe["ceiling"]["raw"]
+        if floor is None:  # of before each probe kept its own
+            floor = self.probe["floor"]["raw"]
+        if ceiling - floor < 0.05:  # no scale to stand on, as for the probe's own fidelity
+            return None
         return (np.array(probe["items"]) - floor) / (ceiling - floor)
 
     @property

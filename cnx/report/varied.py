@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 ABSENT = "–"  # a key that this run's configuration does not have
-# Where things are and who is told, not what is done.
+# Where things are, who is told and how often the run is looked at, not what is done.
 INCIDENTAL = (
     "choices",
     "task",
@@ -15,6 +15,8 @@ INCIDENTAL = (
     "data.cache",
     "data.cache_folder",
     "callback.checkpoint",
+    "callback.probe.every",
+    "callback.probe.gain_every",
 )
 INCIDENTAL_CHOICES = ("task", "logger", "sweep", "launcher", "sweeper")
 
@@ -52,6 +54,11 @@ def find_varied(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
         elif not any(name.split(".")[-1] == key.split(".")[-1] for name in first.split(" = ")):
             columns = {f"{name} = {key}" if name == first else name: known for name, known in columns.items()}
     return dict(sorted(columns.items(), key=lambda column: column[0] == "seed"))
+
+
+def brought(columns: Mapping[str, list[str]], column: str) -> bool:
+    """Whether a column of `find_varied` says nothing that the chosen experiment does not: each sets one value of it."""
+    return column not in ("experiment", "seed") and _determines(columns.get("experiment"), columns[column])
 
 
 def show(value: Any) -> str:

@@ -17,7 +17,7 @@ from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from cnx.base import Base
-from cnx.callback import EarlyVerdict, MetricsCSV, Phases, Probe, RunProgress, Wandb, was_interrupted
+from cnx.callback import EarlyVerdict, MetricsCSV, Phases, Probe, PromptAblation, RunProgress, Wandb, was_interrupted
 from cnx.data.module import ControlData
 from cnx.errors import InputError
 from cnx.model import Controlled
@@ -59,8 +59,12 @@ def run(cfg: DictConfig) -> None:
     data.prepare(base)
     callbacks = {name: instantiate(callback) for name, callback in cfg.callback.items()}
     probe = next((callback for callback in callbacks.values() if isinstance(callback, Probe)), None)
+    ablation = next((callback for callback in callbacks.values() if isinstance(callback, PromptAblation)), None)
+    # That there is something to draw is found out before anything is written.
     if probe:
-        data.heldout(1)  # that there is something to probe is found out before anything is written
+        data.heldout(1)
+    if ablation:
+        ablation.check(data.heldout(ablation.items).prompts)
     phases = Phases(cfg.phases)
     phases.check(probed=probe is not None, checkpoint=checkpoint)
     folder = resume or new_run_folder(cfg)
@@ -104,6 +108,7 @@ def run(cfg: DictConfig) -> None:
         return
     model.save(folder)
     verdicts = [callback for callback in callbacks.values() if isinstance(callback, EarlyVerdict)]
+    watched = sum(watcher.seconds for watcher in (probe, ablation) if watcher)
     summary = {
         "experiment": cfg.name,
         **{group: cfg.choices.get(group) for group in GROUPS},
@@ -118,11 +123,12 @@ def run(cfg: DictConfig) -> None:
         "micro_batches": training.micro_batch,
         "samples_seen": training.samples_seen,
         "wall_seconds": round(training.wall_seconds(), 1),
-        "images_per_second": round(training.images_per_second(but=probe.seconds if probe else 0), 2),
+        "images_per_second": round(training.images_per_second(but=watched), 2),
         "peak_memory_bytes": peak_memory_bytes(),
         "final_loss": training.logged_loss,
         "stopped_because": next((verdict.reason for verdict in verdicts if verdict.reason), None),
         **(fidelity(probe, min(probe.items, len(data.heldout_items))) if probe else {}),
+        **({"prompt_fidelity": ablation.fidelity} if ablation else {}),
     }
     write_json(folder / "summary.json", summary)
     if probe:

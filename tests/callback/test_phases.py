@@ -249,7 +249,7 @@ class Brightness:
         return Agreement(brightness, brightness)
 
 
-def test_a_probe_measures_a_trained_base_against_what_it_draws_alone_now(fit_training: Fit) -> None:
+def test_a_probe_measures_a_trained_base_against_what_it_draws_alone_now(fit_training: Fit, tmp_path: Path) -> None:
     """The branch's zero convolutions never move, so there is no control, however far the base goes."""
 
     class HoldBranch(Callback):
@@ -266,6 +266,9 @@ def test_a_probe_measures_a_trained_base_against_what_it_draws_alone_now(fit_tra
     first, *_, last = probe.history
     assert first.raw != last.raw, "the base has gone somewhere"
     assert probe.floor is not None and probe.floor.raw == last.raw
+    assert [record.floor for record in probe.history] == [record.raw for record in probe.history], "each its own"
+    saved = json.loads((tmp_path / "run" / "samples" / "probe.json").read_text())["probes"]
+    assert [record["floor"] for record in saved] == [record.raw for record in probe.history]
 
 
 @pytest.fixture
