@@ -34,6 +34,11 @@ def fast_precision() -> str:
     return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
 
 
+def optimizer_steps(micro_batches: int, accumulate_grad_batches: int) -> int:
+    """Optimizer steps in so many micro-batches, at least one: a spacing that is the same in samples seen."""
+    return max(1, round(micro_batches / accumulate_grad_batches))
+
+
 def quieten() -> None:
     """Keep the libraries' chatter off the terminal: what a run has to say, it says itself."""
     import diffusers
@@ -58,7 +63,15 @@ def quieten() -> None:
 
 mount("experiments", group="experiment")
 mount("sweeps", group="sweep")
-OmegaConf.register_new_resolver("fast_precision", fast_precision, replace=True)
+
+
+def register_resolvers() -> None:
+    """Offer functions of this file to the configuration, as ${fast_precision:}."""
+    for resolver in (fast_precision, optimizer_steps):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+
+
+register_resolvers()
 
 
 def perform(cfg: DictConfig) -> None:
@@ -73,7 +86,7 @@ def execute(cfg: DictConfig) -> float | None:
 
     quieten()
     # Again, because a launcher's worker process does not run this file, but is given this function.
-    OmegaConf.register_new_resolver("fast_precision", fast_precision, replace=True)
+    register_resolvers()
     if Job.current():
         return run_job(cfg, perform)
     try:
@@ -92,7 +105,7 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def command_line() -> None:
-    """`main`, where `resume=<sweep folder>` stands for the sweep's own command, and a sweep that ends says how to go on."""
+    """`main`, where `resume=<sweep folder>` stands for the sweep's own command; a sweep cut short says how to go on."""
     from cnx.errors import InputError
     from cnx.task.sweep import Sweep, check_extras, conclude_after_failure, how_to_go_on, resumed_arguments
 

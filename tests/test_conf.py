@@ -1,5 +1,6 @@
 """Every YAML file composes, and no experiment sets a key that does not exist."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,11 +68,10 @@ def test_every_target_that_an_option_names_is_there(option: str) -> None:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_sets_only_keys_that_its_groups_have(experiment: str) -> None:
     file = OmegaConf.load(REPOSITORY / "experiments" / f"{experiment}.yaml")
-    groups = [
-        f"{key.removeprefix('override ').lstrip('/')}={option}"
-        for entry in file.pop("defaults", [])
-        for key, option in entry.items()
-    ]
+    groups = []
+    for entry in file.pop("defaults", []):
+        chosen = {"experiment": entry} if isinstance(entry, str) else entry  # it may build on another
+        groups += [f"{key.removeprefix('override ').lstrip('/')}={option}" for key, option in chosen.items()]
     unknown = keys(file) - keys(composed(*groups))
     assert not unknown, f"experiments/{experiment}.yaml sets keys that nothing reads: {sorted(unknown)}"
 
@@ -80,7 +80,10 @@ def test_an_experiment_sets_only_keys_that_its_groups_have(experiment: str) -> N
 def test_an_experiment_opens_with_claim_command_expectation_and_measurement(experiment: str) -> None:
     text = (REPOSITORY / "experiments" / f"{experiment}.yaml").read_text(encoding="utf-8")
     header = text[: text.index("\ndefaults")]
-    for word in ("Claim:", f"Command: python run.py experiment={experiment}", "Expected:", "Measured:"):
+    words = ["Claim:", f"Command: python run.py experiment={experiment}", "Expected:", "Measured:"]
+    if parents := [entry for entry in OmegaConf.create(text).defaults if isinstance(entry, str)]:
+        words = [*words[1:3], f"An arm of {parents[0]}"]  # which has the others
+    for word in words:
         assert word in header
     assert composed(f"experiment={experiment}").name == experiment
 
@@ -106,7 +109,11 @@ def test_a_sweep_makes_runs_that_compose_and_sets_only_keys_that_are_there(sweep
 def test_a_sweep_opens_with_claim_source_command_cost_expectation_and_measurement(sweep: str) -> None:
     text = (REPOSITORY / "sweeps" / f"{sweep}.yaml").read_text(encoding="utf-8")
     header = text[: text.index("\nhydra:")]
-    for word in ("Claim:", "Source:", f"Command: python run.py sweep={sweep}", "Cost:", "Expected:", "Measured:"):
+    words = ["Claim:", "Source:", f"Command: python run.py sweep={sweep}", "Cost:", "Expected:", "Measured:"]
+    if told := re.search(r"Claim, source, expectation and what was measured: experiments/(\w+)\.yaml", header):
+        assert told[1] in EXPERIMENTS
+        words = words[2:4]
+    for word in words:
         assert word in header
 
 
