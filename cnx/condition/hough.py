@@ -62,8 +62,8 @@ class Hough(Condition):
         return lines * [width / seen[1], height / seen[0], width / seen[1], height / seen[0]]
 
     def compare(self, drawn: Pixels, wanted: Pixels) -> Agreement:
-        """F1 of the pixels on lines. Published: the heat map score F^H of wireframes, a pixel matched within 1% of the
-        diagonal (Huang et al., CVPR 2018, section 5), by which M-LSD is measured too.
+        """F1 of the pixels on lines. Published: a pixel is matched within 1% of the diagonal, as in the heat map score
+        F^H of wireframes (Huang et al., CVPR 2018), by which M-LSD is measured too.
         """
         return compare_edges(drawn, wanted, published_tolerance=0.01 * float(np.hypot(*wanted.shape[:2])))
 

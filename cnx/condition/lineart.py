@@ -22,17 +22,20 @@ def difference_of_gaussians(channel: Float[np.ndarray, "h w"], sigma: float) -> 
 def dark_sides(image: Pixels, sigma: float) -> Float[np.ndarray, "h w"]:
     """The dark sides of edges, and dark lines: 0 where there is none, 1 at a step from black to white.
 
-    Of the three channels of Lab the strongest counts, so that areas of one brightness are parted by their colours, on
-    the side with less red or yellow. sigma: px at 512 px of the shorter side.
+    Areas of one lightness are parted by their colours, on the side with less red or yellow (a and b of Lab).
+    sigma: of the narrower Gaussian, px at 512 px of the shorter side.
     """
     lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB) / 100
     spread = max(sigma * min(image.shape[:2]) / 512, 0.5)  # less does not blur
-    return np.max([np.maximum(-difference_of_gaussians(channel, spread), 0) for channel in cv2.split(lab)], axis=0)
+    lightness, *colours = (difference_of_gaussians(channel, spread) for channel in cv2.split(lab))
+    # Where there is a step in lightness, colours would draw a second line on its other side.
+    return np.maximum.reduce([np.zeros_like(lightness), -lightness, *(-c - np.abs(lightness) for c in colours)])
 
 
 class Lineart(Condition):
     """Line art, white lines on black as ControlNet 1.1 takes it: the learned informative drawings of Chan et al.
-    (arXiv 2203.12691) or, without weights, XDoG (Winnemöller et al., Computers & Graphics 36(6), 2012, equation 7).
+    (arXiv 2203.12691) or, without weights, `dark_sides` of edges under XDoG's soft threshold (Winnemöller et al.,
+    Computers & Graphics 36(6), 2012).
 
     Args:
         path: of the learned detector: a folder with sk_model.pth and sk_model2.pth or a hub id; None takes XDoG.

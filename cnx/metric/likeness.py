@@ -48,7 +48,7 @@ def colour_overlap(pred: UInt8[np.ndarray, "h w 3"], true: UInt8[np.ndarray, "h 
     """How much of their colours two RGB pictures share, wherever those stand, in [0, 1].
 
     The intersection of their normalised histograms in CIE Lab, `bins` a side (Swain and Ballard, "Color indexing",
-    IJCV 7(1), 1991, equation 1); blurred by half a bin, so that
+    IJCV 7(1), 1991); blurred by half a bin, so that
     a hair's breadth of a shade does not count as another colour.
     """
     a, b = (_histogram(picture, bins) for picture in (pred, true))
