@@ -9,10 +9,10 @@ from cnx.condition.scribble import Scribble
 
 
 class FakeScribble(Scribble):
-    """Synthesised scribbles, thick white strokes on black: the paper's strong augmentation of soft edges, so that what
-    is trained on them takes a person's (arXiv 2302.05543 v1, user sketching: random thresholds, a random share of scribbles
-    masked out, random morphological transformations, non-maximum suppression).
+    """Synthesised scribbles, thick white strokes on black: the paper's strong augmentation of soft edges.
 
+    What is trained on them takes a person's strokes, too (arXiv 2302.05543 v1, user sketching: random thresholds, a
+    random share masked out, random morphological transformations, non-maximum suppression).
     The photo's content is the seed: the same photo has the same scribble.
 
     Args:
