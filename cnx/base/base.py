@@ -4,6 +4,8 @@ import copy
 import hashlib
 import json
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -14,9 +16,12 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import cnx
+from cnx.base.chunks import in_chunks
 from cnx.errors import InputError
 
 PARTS = ("vae", "text_encoder", "unet")
+# What training does without, once latents and prompt embeddings are cached.
+CODERS = ("vae", "text_encoder")
 # Settings of a text encoder that say how it was written, not what it is.
 PASSING = ("dtype", "transformers_version", "architectures")
 
@@ -40,6 +45,7 @@ class Base(nn.Module):
         super().__init__()
         self.vae, self.text_encoder, self.unet = vae, text_encoder, unet
         self.tokenizer, self.scheduler, self.path = tokenizer, scheduler, path
+        self.at_once = dict.fromkeys(CODERS, 64)  # rows that a coder is given at once; less where memory did not do
         self.requires_grad_(False).eval()
 
     @classmethod
@@ -47,9 +53,18 @@ class Base(nn.Module):
         """Load a base from `path`: a folder in diffusers format, or a model hub's id like `owner/name`.
 
         A relative folder is looked for in the working directory, then beside the package, where `pretrained/tiny` is.
-        Raises InputError if there is no such folder, it holds no pipeline, or the hub cannot be reached.
+        A noise schedule that ends in pure noise (zero terminal SNR, Lin et al., arXiv 2305.08891) is taken as the
+        base's scheduler has it. Raises InputError if there is no such folder, it holds no pipeline, or the hub cannot
+        be reached; or if the schedule ends in pure noise and the base predicts noise, which says nothing there.
         """
         pipeline = _read_pipeline(path)
+        settings = pipeline.scheduler.config
+        if settings.get("rescale_betas_zero_snr") and settings.get("prediction_type", "epsilon") == "epsilon":
+            raise InputError(
+                f"base.path={path}: its scheduler has rescale_betas_zero_snr, so its last step is pure noise, and"
+                " prediction_type epsilon learns nothing there; give a base that predicts v, or mend the scheduler's"
+                " config.json"
+            )
         return cls(
             vae=pipeline.vae,
             text_encoder=pipeline.text_encoder,
@@ -65,7 +80,41 @@ class Base(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unet.dtype
+        """That of the VAE, and so of what it encodes; a locked UNet may be in half precision."""
+        return self.vae.dtype
+
+    def put_away(self) -> None:
+        """Keep VAE and text encoder in main memory, wherever the base is moved to.
+
+        They come to the UNet's device for the time of a call of `encode_text`, `encode_images` or `decode_latents`.
+        """
+        for part in CODERS:
+            if part in self._modules:
+                # No submodule any more, so that neither .to() nor a strategy of several devices takes it along.
+                self.__dict__[part] = self._modules.pop(part).cpu()
+
+    def take_back(self) -> None:
+        """Undo `put_away`."""
+        for part in CODERS:
+            if part in self.__dict__:
+                setattr(self, part, self.__dict__.pop(part).to(self.device))
+
+    @contextmanager
+    def _at_hand(self, part: str) -> Iterator[None]:
+        away = part in self.__dict__ and self.device.type != "cpu"
+        try:
+            if away:
+                getattr(self, part).to(self.device)
+            yield
+        finally:
+            if away:
+                getattr(self, part).cpu()
+
+    def _in_pieces(self, part: str, function: Callable[[Any], Tensor], rows: Any) -> Tensor:
+        """`function` of `rows`, as many at once as the device's memory takes; the number is found once and kept."""
+        with self._at_hand(part):
+            result, self.at_once[part] = in_chunks(lambda i: function(rows[i]), len(rows), self.at_once[part])
+        return result
 
     def encode_text(self, prompts: list[str]) -> Float[Tensor, "b n d"]:
         """Prompts to the text encoder's last hidden states; longer prompts are cut at the tokenizer's length."""
@@ -76,7 +125,9 @@ class Base(nn.Module):
             max_length=self.tokenizer.model_max_length,
             return_tensors="pt",
         )
-        return self.text_encoder(tokens["input_ids"].to(self.device)).last_hidden_state
+        return self._in_pieces(
+            "text_encoder", lambda ids: self.text_encoder(ids.to(self.device)).last_hidden_state, tokens["input_ids"]
+        )
 
     def encode_images(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 4 h w"]:
         """Images in [0, 1] to latents an eighth their side: the mean of the VAE's posterior, scaled.
@@ -84,13 +135,21 @@ class Base(nn.Module):
         The released ControlNet code draws from the posterior afresh in each step; the mean can be cached, and the
         posterior of a trained VAE is narrow. A deviation.
         """
-        posterior = self.vae.encode(images.to(self.device, self.dtype) * 2 - 1, return_dict=False)[0]
-        return (posterior.mean - self._shift) * self.vae.config["scaling_factor"]
+
+        def encode(images: Tensor) -> Tensor:
+            posterior = self.vae.encode(images.to(self.device, self.dtype) * 2 - 1, return_dict=False)[0]
+            return (posterior.mean - self._shift) * self.vae.config["scaling_factor"]
+
+        return self._in_pieces("vae", encode, images)
 
     def decode_latents(self, latents: Float[Tensor, "b 4 h w"]) -> Float[Tensor, "b 3 H W"]:
         """Latents to images in [0, 1], clipped."""
-        unscaled = latents.to(self.dtype) / self.vae.config["scaling_factor"] + self._shift
-        return (self.vae.decode(unscaled, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+
+        def decode(latents: Tensor) -> Tensor:
+            unscaled = latents.to(self.device, self.dtype) / self.vae.config["scaling_factor"] + self._shift
+            return (self.vae.decode(unscaled, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+
+        return self._in_pieces("vae", decode, latents)
 
     @property
     def _shift(self) -> float:
@@ -132,7 +191,9 @@ class Base(nn.Module):
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
         """Write the base to `folder` in diffusers format, in half precision or as `dtype` says, as safetensors."""
-        copy.deepcopy(self).to(dtype).pipeline().save_pretrained(folder, safe_serialization=True)
+        whole = copy.deepcopy(self)
+        whole.take_back()
+        whole.to(dtype).pipeline().save_pretrained(folder, safe_serialization=True)
         for part in PARTS:
             settings = Path(folder) / part / "config.json"
             written = json.loads(settings.read_text(encoding="utf-8"))

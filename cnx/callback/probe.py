@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from cnx.base import in_chunks
 from cnx.callback.interrupt import was_interrupted
 from cnx.callback.spacing import Cost, Spacing
 from cnx.callback.wandb import Wandb
@@ -432,9 +433,11 @@ class Probe(Callback):
     def _loss(
         self, run: Probed, batch: Batch, eps: Float[Tensor, "n 4 h w"], t: Int[Tensor, " n"], strength: float = 1.0
     ) -> float:
-        chunks = torch.arange(len(t), device=t.device).split(self.sampler.chunk)
-        losses = [run.objective(run.model, Batch(*(x[i] for x in batch)), eps[i], t[i], strength) for i in chunks]
-        return float(torch.cat(losses).double().mean())
+        def losses(i: slice) -> Tensor:
+            return run.objective(run.model, Batch(*(x[i] for x in batch)), eps[i], t[i], strength)
+
+        each, self.sampler.chunk = in_chunks(losses, len(t), self.sampler.chunk)
+        return float(each.double().mean())
 
     def _draw(self, run: Probed, strength: float = 1.0) -> UInt8[np.ndarray, "n H W 3"]:
         fixed = self._fixed

@@ -1,13 +1,15 @@
 """A base under the control of a branch: what every model is."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import torch
 from diffusers import ModelMixin
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -85,7 +87,36 @@ class Controlled(nn.Module):
         self.base_trained = self.base_trained or part is not None
         self.base.requires_grad_(False).eval()
         for module in self._unlocked_modules():
-            module.requires_grad_(True).train(self.training)
+            # Out of the half precision that what is locked may be in: weights that are trained are in float32.
+            module.float().requires_grad_(True).train(self.training)
+
+    def halve_locked(self, dtype: torch.dtype) -> None:
+        """Keep what is locked of the base's UNet in half precision, for a model that is run under autocast to `dtype`.
+
+        What is trained stays in float32. What is unlocked later is trained in float32 from its halved values on.
+        """
+        for parameter in self.base.unet.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
+
+    def checkpoint_activations(self, how: Callable[..., Any] | None = None) -> None:
+        """Keep a block's inputs alone for the backward pass and compute the rest again there (arXiv 1604.06174).
+
+        Gradients are the same to the bit. `how` is called in place of diffusers' checkpoint: (block, *inputs). A light
+        branch has too little to keep.
+        """
+        for part in (self.base.unet, self.branch):
+            if part._supports_gradient_checkpointing:
+                part.enable_gradient_checkpointing(how)
+
+    def compile_blocks(self, **settings: Any) -> None:
+        """torch.compile every residual block and transformer of UNet and branch; `settings` are its keywords.
+
+        Blocks of one shape are compiled once, and what phases change between them needs nothing compiled again.
+        """
+        for module in self.modules():
+            if isinstance(module, ResnetBlock2D | BasicTransformerBlock):
+                module.compile(**settings)
 
     def _unlocked_modules(self) -> list[nn.Module]:
         unet: Any = self.base.unet

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from cnx.base import in_chunks
 from cnx.errors import InputError
 from cnx.model import Controlled
 from cnx.sampler.control import Control
@@ -45,7 +46,8 @@ class Sampler:
         steps: network evaluations per image (the paper's 20).
         guidance: classifier-free guidance scale w, eps_uncond + w (eps_cond - eps_uncond). 9.0 is the paper's; a small
             base wants less (`base.guidance` in the config). At 1 the unconditional half is not computed.
-        chunk: images drawn at once, which bounds memory; guidance doubles the batch that the network sees.
+        chunk: images drawn at once, which bounds memory; guidance doubles the batch that the network sees. Where the
+            device has too little memory for them, it is halved until it does.
     """
 
     scheduler: ClassVar[Any]
@@ -99,21 +101,13 @@ class Sampler:
             InputError: a picture's strength that leaves no step to do.
         """
         null_text = null_text.expand(len(text), -1, -1)
-        chunks = [slice(i, i + self.chunk) for i in range(0, len(noise), self.chunk)]
-        return torch.cat(
-            [
-                self._draw(
-                    model,
-                    text[i],
-                    null_text[i],
-                    noise[i],
-                    [control[i] for control in controls],
-                    picture and picture[i],
-                    on_step,
-                )
-                for i in chunks
-            ]
-        )
+
+        def draw(i: slice) -> Tensor:
+            some = [control[i] for control in controls]
+            return self._draw(model, text[i], null_text[i], noise[i], some, picture and picture[i], on_step)
+
+        drawn, self.chunk = in_chunks(draw, len(noise), self.chunk)
+        return drawn
 
     def _draw(
         self,

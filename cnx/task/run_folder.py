@@ -70,12 +70,23 @@ def _overrides() -> list[str]:
     return ["_".join(re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-") for name in named)[:80]] if named else []
 
 
+# What a run did that was saved before these keys were.
+BEFORE = {
+    "noise_offset": 0.0,
+    "batch_size": None,
+    "warmup_steps": 0,
+    "decay": {"_target_": "hydra.utils.get_method", "path": "cnx.schedule.linear"},
+    "memory": {"gradient_checkpointing": False, "half_locked": False, "offload": False, "device_gib": None},
+    "compile": False,
+}
+
+
 def read_config(folder: Path) -> DictConfig:
     """The configuration of the run in `folder`. Raises InputError if the folder is no run."""
     file = folder / "config.yaml"
     if not file.is_file():
         raise InputError(f"{folder}: no config.yaml, so it is no run folder; runs are in runs/<experiment>/<time>")
-    cfg = OmegaConf.load(file)
+    cfg = OmegaConf.merge(BEFORE, OmegaConf.load(file))
     assert isinstance(cfg, DictConfig)
     if "data" in cfg and "cache_folder" not in cfg.data:  # older runs called the folder data.cache, and cached all
         cfg.data.cache_folder, cfg.data.cache = cfg.data.get("cache", "cache"), "all"

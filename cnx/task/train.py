@@ -23,6 +23,8 @@ from cnx.errors import InputError
 from cnx.model import Controlled
 from cnx.report import grid_over_time
 from cnx.report.page import run_report
+from cnx.schedule import Schedule
+from cnx.task.fitting import count_micro_batches, count_processes, economise, make_optimizer
 from cnx.task.run_folder import (
     git_commit,
     given_overrides,
@@ -49,10 +51,12 @@ def run(cfg: DictConfig) -> None:
     else:
         note_choices(cfg)
         step_done = 0
+    accumulated = count_micro_batches(cfg, count_processes(cfg))
     seed_everything(cfg.seed, verbose=False)
 
     data: ControlData = instantiate(cfg.data)
     base, model = build(cfg, resume)
+    economise(cfg, model)
     if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
         torch.cuda.reset_peak_memory_stats()
         base.to("cuda")  # Lightning would move it only after the images are encoded
@@ -92,6 +96,7 @@ def run(cfg: DictConfig) -> None:
     bar = [RunProgress()] if cfg.trainer.get("enable_progress_bar", True) else []
     trainer: Trainer = instantiate(
         cfg.trainer,
+        accumulate_grad_batches=accumulated,
         callbacks=[*callbacks.values(), phases, *bar],
         logger=[table, *loggers],
         default_root_dir=str(folder),
@@ -167,10 +172,11 @@ def make_training(cfg: DictConfig, model: Controlled, data: ControlData, began: 
     return Training(
         model=model,
         objective=instantiate(cfg.objective),
-        optimizer=instantiate(cfg.optimizer),
+        optimizer=make_optimizer(cfg),
         null_text=data.null_text,
         prompt_dropout=cfg.prompt_dropout,
-        cooldown=cfg.cooldown,
+        noise_offset=cfg.noise_offset,
+        schedule=Schedule(cfg.warmup_steps, cfg.cooldown, instantiate(cfg.decay)),
         seed=cfg.seed,
         log_every_n_steps=cfg.trainer.log_every_n_steps,
         began=began,

@@ -15,15 +15,17 @@ from cnx.callback import Probe, was_interrupted
 from cnx.data.module import Batch
 from cnx.model import Controlled
 from cnx.objective import Denoise
+from cnx.schedule import Schedule
 
 
 class Training(LightningModule):
     """A control branch in training: draw noise and timesteps, drop prompts, compare (ControlNet, section 3.3).
 
-    `optimizer` makes an optimizer of parameters; `cooldown` is the share of the run, at its end, over which the
-    learning rate falls linearly to 0 (Hägele et al., arXiv 2405.18392, section 3); `began` is when the run began, by
-    time.perf_counter(), and None is now. Each micro-batch has randomness of its own, a function of seed, rank and
-    micro-batch number, so that a resumed run draws what the uninterrupted one would have drawn.
+    `optimizer` makes an optimizer of parameters; `schedule` is its learning rate's; `noise_offset` is the weight of
+    noise that a whole channel of a picture shares; `began` is when the run began, by time.perf_counter(), and None is
+    now. Each micro-batch has randomness of its own, a function of seed and micro-batch number, so that a resumed run
+    draws what the uninterrupted one would have drawn. All processes that train together draw it for all, and each
+    takes what is its own: n of them do what one with n times the batch does.
     """
 
     def __init__(
@@ -35,12 +37,14 @@ class Training(LightningModule):
         prompt_dropout: float,
         seed: int,
         log_every_n_steps: int,
-        cooldown: float = 0.0,
+        schedule: Schedule = Schedule(),  # noqa: B008  (frozen)
+        noise_offset: float = 0.0,
         began: float | None = None,
     ) -> None:
         super().__init__()
         self.model, self.objective, self.optimizer = model, objective, optimizer
-        self.prompt_dropout, self.cooldown, self.seed = prompt_dropout, cooldown, seed
+        self.prompt_dropout, self.noise_offset, self.seed = prompt_dropout, noise_offset, seed
+        self.schedule = schedule
         self.log_every_n_steps = log_every_n_steps
         self.register_buffer("null_text", null_text, persistent=False)
         self.null_text: Float[Tensor, "1 n d"]
@@ -71,24 +75,25 @@ class Training(LightningModule):
 
     def draw(self, batch: Batch) -> tuple[Float[Tensor, "b 4 h w"], Int[Tensor, " b"], Bool[Tensor, " b"]]:
         """This micro-batch's noise, timesteps, and which prompts are replaced by ""."""
-        entropy = np.random.SeedSequence([self.seed, self.global_rank, self.micro_batch])
+        entropy = np.random.SeedSequence([self.seed, 0, self.micro_batch])
         # On the CPU: the same draws on every device.
         generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
-        count = len(batch.latents)
-        eps = torch.randn(batch.latents.shape, generator=generator)
+        world = self.trainer.world_size
+        count = len(batch.latents) * world
+        eps = torch.randn((count, *batch.latents.shape[1:]), generator=generator)
         timesteps = self.model.base.scheduler.config["num_train_timesteps"]
         t = torch.randint(timesteps, (count,), generator=generator)
         dropped = torch.rand(count, generator=generator) < self.prompt_dropout
+        if self.noise_offset:
+            eps += self.noise_offset * torch.randn((count, eps.shape[1], 1, 1), generator=generator)
+        own = slice(self.global_rank, None, world)  # as `SeededBatches` deals the items
         device = batch.latents.device
-        return eps.to(batch.latents), t.to(device), dropped.to(device)
+        return eps[own].to(batch.latents), t[own].to(device), dropped[own].to(device)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        # A function of the step alone, not a scheduler with a state: a resumed run may be given more steps.
-        if not self.cooldown:
-            return
-        left = 1 - self.global_step / self.trainer.estimated_stepping_batches
+        factor = self.schedule(self.global_step, self.trainer.estimated_stepping_batches)
         for group in optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * min(1.0, left / self.cooldown)
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the mean loss since the last row, every `log_every_n_steps` optimizer steps."""

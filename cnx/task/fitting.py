@@ -1,0 +1,106 @@
+"""A run made to fit the machine: its devices, its batch, its memory."""
+
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+
+from cnx.errors import InputError
+from cnx.model import Controlled
+
+HALVES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def count_processes(cfg: DictConfig) -> int:
+    """How many processes train together, as `cfg.trainer` says; each has one device.
+
+    Raises InputError if this machine or what is installed on it cannot do that.
+    """
+    try:
+        trainer: Trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if not isinstance(cause, MisconfigurationException | ImportError | ValueError | RuntimeError):
+            raise
+        asked = ", ".join(
+            f"trainer.{key}={cfg.trainer[key]}"
+            for key in ("accelerator", "devices", "num_nodes", "precision")
+            if cfg.trainer.get(key) is not None
+        )
+        reason = " ".join(str(cause).split())[:200]
+        raise InputError(
+            f"{asked}: cannot be had here ({reason}); trainer.accelerator=cpu tries a recipe without its device"
+        ) from error
+    if trainer.gradient_clip_val and cfg.trainer.precision == "16-mixed" and cfg.optimizer.get("fused"):
+        raise InputError(
+            "trainer.gradient_clip_val: a fused optimizer scales float16's gradients back too late for them to be cut"
+            " down; give optimizer.fused=false"
+        )
+    return trainer.world_size
+
+
+def count_micro_batches(cfg: DictConfig, processes: int) -> int:
+    """Micro-batches of each process in an optimizer step: as given, or as many as `cfg.batch_size` takes.
+
+    Raises InputError if `cfg.batch_size` is no whole number of micro-batches of all processes, or both are given.
+    """
+    given, batch, micro = cfg.trainer.accumulate_grad_batches, cfg.batch_size, cfg.data.batch_size
+    if batch is None:
+        return given
+    if given != 1:
+        raise InputError(
+            f"batch_size={batch}, trainer.accumulate_grad_batches={given}: the second follows from the first; give one"
+        )
+    together = micro * processes
+    if batch < 1 or batch % together:
+        fitting = [n for n in range(1, micro + 1) if batch % (n * processes) == 0]
+        remedy = f"give micro_batch={fitting[-1]}" if batch > 0 and fitting else "give a multiple of that"
+        on = f" on each of {processes} devices" if processes > 1 else ""
+        raise InputError(f"batch_size={batch}: no whole number of micro-batches of {micro} pairs{on}; {remedy}")
+    return batch // together
+
+
+def economise(cfg: DictConfig, model: Controlled) -> None:
+    """Make `model` need less of its device, as `cfg.memory` and `cfg.compile` say, after its init.
+
+    Raises InputError if half precision is asked for under a trainer that computes in full precision.
+    """
+    memory = cfg.memory
+    if memory.half_locked:
+        if cfg.trainer.precision not in HALVES:
+            raise InputError(
+                f"memory.half_locked=true, trainer.precision={cfg.trainer.precision}: only under one of"
+                f" {', '.join(HALVES)} can what is locked be in half precision"
+            )
+        model.halve_locked(HALVES[cfg.trainer.precision])
+    if memory.gradient_checkpointing:
+        model.checkpoint_activations()
+    if memory.offload:
+        model.base.put_away()
+    if cfg.compile:
+        model.compile_blocks()
+
+
+def make_optimizer(cfg: DictConfig) -> Any:
+    """What makes an optimizer of parameters, as `cfg.optimizer` says.
+
+    Raises InputError if it comes from a package that is not installed.
+    """
+    try:
+        return instantiate(cfg.optimizer)
+    except InstantiationException as error:
+        package = str(cfg.optimizer.get("_target_")).partition(".")[0]
+        chain: BaseException | None = error
+        while chain is not None and not (isinstance(chain, ModuleNotFoundError) and chain.name == package):
+            chain = chain.__cause__ or chain.__context__
+        if chain is None:
+            raise
+        install = "'cnx[adam8bit]'" if package == "bitsandbytes" else package
+        raise InputError(
+            f"optimizer._target_={cfg.optimizer._target_}: is not installed; pip install {install}, or take"
+            " optimizer=adamw"
+        ) from error
