@@ -41,6 +41,7 @@ def optimizer_steps(micro_batches: int, accumulate_grad_batches: int) -> int:
 
 def quieten() -> None:
     """Keep the libraries' chatter off the terminal: what a run has to say, it says itself."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # before diffusers imports it
     import diffusers
     import lightning  # noqa: F401  (sets its log level when imported)
     import transformers

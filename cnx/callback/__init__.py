@@ -2,6 +2,7 @@
 
 from cnx.callback.checkpoint import Checkpoint
 from cnx.callback.early_verdict import EarlyVerdict, Flat, Hopeless
+from cnx.callback.ema import EMA, averaged
 from cnx.callback.interrupt import Interrupt, was_interrupted
 from cnx.callback.phases import Phases
 from cnx.callback.probe import Probe, ProbeRecord
@@ -11,6 +12,7 @@ from cnx.callback.table import MetricsCSV
 from cnx.callback.wandb import Wandb, wandb_logger
 
 __all__ = [
+    "EMA",
     "Checkpoint",
     "EarlyVerdict",
     "Flat",
@@ -23,6 +25,7 @@ __all__ = [
     "PromptAblation",
     "RunProgress",
     "Wandb",
+    "averaged",
     "wandb_logger",
     "was_interrupted",
 ]

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from cnx.base import in_chunks
+from cnx.callback.ema import averaged
 from cnx.callback.interrupt import was_interrupted
 from cnx.callback.spacing import Cost, Spacing
 from cnx.callback.wandb import Wandb
@@ -325,7 +326,7 @@ class Probe(Callback):
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)  # what is still under way is time of training
         start = time.monotonic()
-        with isolate_rng(), torch.no_grad(), trainer.precision_plugin.forward_context():
+        with isolate_rng(), torch.no_grad(), trainer.precision_plugin.forward_context(), averaged(trainer, pl_module):
             run.model.eval()
             try:
                 yield run

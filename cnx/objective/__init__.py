@@ -1,5 +1,6 @@
 """What a training step minimises."""
 
 from cnx.objective.denoise import Denoise
+from cnx.objective.min_snr import MinSNR
 
-__all__ = ["Denoise"]
+__all__ = ["Denoise", "MinSNR"]

@@ -14,10 +14,21 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from cnx.base import Base
-from cnx.callback import EarlyVerdict, MetricsCSV, Phases, Probe, PromptAblation, RunProgress, Wandb, was_interrupted
+from cnx.callback import (
+    EarlyVerdict,
+    MetricsCSV,
+    Phases,
+    Probe,
+    PromptAblation,
+    RunProgress,
+    Wandb,
+    averaged,
+    was_interrupted,
+)
 from cnx.data.module import ControlData
 from cnx.errors import InputError
 from cnx.model import Controlled
@@ -111,7 +122,8 @@ def run(cfg: DictConfig) -> None:
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             raise KeyboardInterrupt  # whoever stops a sweep does not want its next run
         return
-    model.save(folder)
+    with averaged(trainer, training):
+        model.save(folder)
     verdicts = [callback for callback in callbacks.values() if isinstance(callback, EarlyVerdict)]
     watched = sum(watcher.seconds for watcher in (probe, ablation) if watcher)
     summary = {
@@ -258,6 +270,7 @@ def closing_line(summary: dict[str, Any], folder: Path) -> str:
     return f"{line}; {reached}; {verdict}."
 
 
+@rank_zero_only
 def say(line: str) -> None:
     """Print one line as it is, so that a path in it can be copied."""
     rich.get_console().print(line, soft_wrap=True, markup=False, highlight=False)
