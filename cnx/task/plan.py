@@ -36,7 +36,10 @@ BESIDE = int(0.75 * GIB)
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes on each device, by what they are for; numbers of parameters; FLOP of an optimizer step of one device."""
+    """Bytes on each device, by what they are for; numbers of parameters; FLOP of an optimizer step of one device.
+
+    `text` is the number of tokens of a prompt's embedding, and their width.
+    """
 
     trained_parameters: int
     locked_parameters: int
@@ -50,6 +53,7 @@ class Need:
     step: int
     drawing: int
     flop: int
+    text: tuple[int, int]
 
     @property
     def standing(self) -> int:
@@ -87,11 +91,10 @@ def run(cfg: DictConfig) -> None:
     accumulated = count_micro_batches(cfg, processes)
     need = estimate(cfg, accumulated)
     pairs, prompts = count_pairs(cfg)
-    shape = text_shape(cfg)
     measured = None
     if cfg.measured_steps and _can_run(cfg):
-        measured = measure(cfg)
-    show(cfg, need, measured, pairs, cache_bytes(cfg, pairs, prompts, shape), accumulated, processes)
+        measured = measure(cfg, need.text)
+    show(cfg, need, measured, pairs, cache_bytes(cfg, pairs, prompts, need.text), accumulated, processes)
 
 
 def estimate(cfg: DictConfig, accumulated: int) -> Need:
@@ -115,6 +118,8 @@ def estimate(cfg: DictConfig, accumulated: int) -> Need:
     coders = [parameter for part in (base.vae, base.text_encoder) for parameter in part.parameters()]
 
     rows, side, chunk = cfg.data.batch_size, cfg.data.resolution, cfg.sampler.chunk
+    settings: Any = base.text_encoder.config
+    text = settings.max_position_embeddings, settings.hidden_size
     ledger, flops = Ledger(), FlopCounterMode(display=False)
     with ledger:
         step = 0
@@ -122,7 +127,7 @@ def estimate(cfg: DictConfig, accumulated: int) -> Need:
             ledger.peak = before = ledger.now
             with counted:
                 with autocast:
-                    batch, eps, t = _random_batch(cfg, rows, "meta")
+                    batch, eps, t = _random_batch(cfg, text, rows, "meta")
                     loss = objective(model, batch, eps, t).mean()
                 if accumulated == 1:
                     model.zero_grad()  # as Lightning does, between forward and backward
@@ -130,11 +135,11 @@ def estimate(cfg: DictConfig, accumulated: int) -> Need:
             del batch, eps, t, loss
             step = ledger.peak - before
         gradients = _bytes([p.grad for p in trained if p.grad is not None])
-        optimizer = optimizer_bytes(cfg, model, ledger)
+        optimizer = optimizer_bytes(cfg, model)
         ledger.peak = before = ledger.now
         with torch.no_grad(), autocast:
             model.eval()
-            drawn, *_ = _random_batch(cfg, chunk * (1 if cfg.sampler.guidance == 1 else 2), "meta")
+            drawn, *_ = _random_batch(cfg, text, chunk * (1 if cfg.sampler.guidance == 1 else 2), "meta")
             t = torch.zeros(len(drawn.latents), dtype=torch.long, device="meta")
             model(drawn.latents, t, drawn.text, drawn.control)
             drawing = ledger.peak - before
@@ -156,6 +161,7 @@ def estimate(cfg: DictConfig, accumulated: int) -> Need:
         step=step,
         drawing=drawing,
         flop=flops.get_total_flops() * accumulated,
+        text=text,
     )
 
 
@@ -187,14 +193,7 @@ def empty_base(cfg: DictConfig) -> Base:
     return Base(vae, encoder, cast(Any, None), unet, scheduler)
 
 
-def text_shape(cfg: DictConfig) -> tuple[int, int]:
-    """Tokens and width of a prompt's embedding."""
-    with torch.device("meta"):
-        text: Any = empty_base(cfg).text_encoder.config
-    return text.max_position_embeddings, text.hidden_size
-
-
-def optimizer_bytes(cfg: DictConfig, model: Controlled, ledger: Ledger) -> int:
+def optimizer_bytes(cfg: DictConfig, model: Controlled) -> int:
     """Bytes of the state that the optimizer keeps after its first step."""
     if str(cfg.optimizer._target_).startswith("bitsandbytes."):
         make_optimizer(cfg)  # that it is installed
@@ -203,15 +202,14 @@ def optimizer_bytes(cfg: DictConfig, model: Controlled, ledger: Ledger) -> int:
         return sum(2 * n + 8 * math.ceil(n / 256) if n >= 4096 else 8 * n for n in groups)
     plain = OmegaConf.merge(cfg.optimizer, {"fused": False}) if cfg.optimizer.get("fused") else cfg.optimizer
     optimizer = instantiate(plain)(model.parameter_groups())
-    before = ledger.now
     optimizer.step()
-    return ledger.now - before
+    return _bytes(x for state in optimizer.state.values() for x in state.values() if isinstance(x, Tensor))
 
 
 def count_pairs(cfg: DictConfig) -> tuple[int, int]:
-    """Pairs of the data set, and distinct prompts among them; of scenes that are not drawn yet, at most so many."""
+    """Pairs of the data set, and distinct prompts among them; of scenes, drawn or not, at most so many."""
     data = instantiate(cfg.data)
-    if data.scenes is not None and not (data.root / "prompt.json").is_file():
+    if data.scenes is not None:
         count = data.scenes.count if data.limit is None else min(data.limit, data.scenes.count)
         return count, count
     items = read_folder(data.root, data.limit, data.on_error)
@@ -223,15 +221,15 @@ def cache_bytes(cfg: DictConfig, pairs: int, prompts: int, text: tuple[int, int]
     return 2 * (pairs * 4 * (cfg.data.resolution // 8) ** 2 + (prompts + 1) * text[0] * text[1])
 
 
-def measure(cfg: DictConfig) -> Measured:
-    """Train on random batches for a few steps."""
+def measure(cfg: DictConfig, text: tuple[int, int]) -> Measured:
+    """Train on random batches for a few steps; `text` as in Need."""
     cuda = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     beside = 0 if cuda else peak_memory_bytes() or 0  # of Python and its libraries
     _, model = build(cfg)
     economise(cfg, model)
-    data = Rehearsal(cfg)
+    data = Rehearsal(cfg, text)
     clock = Clock()
     trainer: Trainer = instantiate(
         cfg.trainer,
@@ -267,23 +265,22 @@ class Clock(Callback):
 class Rehearsal(LightningDataModule):
     """Random batches of the run's shapes."""
 
-    def __init__(self, cfg: DictConfig) -> None:
+    def __init__(self, cfg: DictConfig, text: tuple[int, int]) -> None:
         super().__init__()
-        self.batch = _random_batch(cfg, cfg.data.batch_size, "cpu")[0]
+        self.batch = _random_batch(cfg, text, cfg.data.batch_size, "cpu")[0]
         self.null_text = self.batch.text[:1]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return DataLoader(cast(Dataset[Batch], [self.batch] * 1000), batch_size=None)
 
 
-def _random_batch(cfg: DictConfig, rows: int, device: str) -> tuple[Batch, Tensor, Tensor]:
+def _random_batch(cfg: DictConfig, text: tuple[int, int], rows: int, device: str) -> tuple[Batch, Tensor, Tensor]:
     """A batch, noise and timesteps."""
-    side, (tokens, width) = cfg.data.resolution, text_shape(cfg)
+    side = cfg.data.resolution
     with torch.device(device):
-        latents = torch.randn(rows, 4, side // 8, side // 8)
-        text, control = torch.randn(rows, tokens, width), torch.rand(rows, 3, side, side)
+        latents, control = torch.randn(rows, 4, side // 8, side // 8), torch.rand(rows, 3, side, side)
         index, t = torch.zeros(rows, dtype=torch.long), torch.zeros(rows, dtype=torch.long)
-        return Batch(latents, text, control, index), torch.randn_like(latents), t
+        return Batch(latents, torch.randn(rows, *text), control, index), torch.randn_like(latents), t
 
 
 def _devices(cfg: DictConfig) -> int:

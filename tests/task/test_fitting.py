@@ -1,0 +1,173 @@
+"""A run made to fit: batches, recipes, memory, several processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+import run
+from cnx.errors import InputError
+from cnx.task.fitting import count_micro_batches, count_processes, make_optimizer
+
+REPOSITORY = Path(run.__file__).parent
+RECIPES = sorted(file.stem for file in (REPOSITORY / "conf" / "trainer").glob("gpu_*.yaml"))
+SMALL = [
+    "logger=none",
+    "data.limit=40",
+    "data.heldout=0.2",
+    "trainer.log_every_n_steps=1",
+    "callback.probe.items=1",
+    "callback.probe.every=3",
+    "callback.probe.gain_every=1",
+    "callback.probe.budget=null",
+    "sampler.steps=1",
+]
+
+
+def composed(*overrides: str, whole: bool = False) -> DictConfig:
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        return compose("config", overrides=list(overrides), return_hydra_config=whole)
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("workplace")
+
+
+@pytest.fixture(autouse=True)
+def in_workplace(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+
+
+def launch(*overrides: str) -> Path:
+    cfg = composed(*overrides, whole=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    run.execute(cfg)
+    return max(Path("runs").glob("*/*"), key=lambda folder: folder.stat().st_mtime_ns)
+
+
+def test_the_accumulation_follows_from_the_batch() -> None:
+    def counted(*overrides: str, processes: int = 1) -> int:
+        return count_micro_batches(composed(*overrides), processes)
+
+    assert counted() == 1 and counted("trainer.accumulate_grad_batches=30") == 30
+    assert counted("batch_size=128", "micro_batch=4") == 32
+    assert counted("batch_size=128", "micro_batch=4", processes=8) == 4
+    assert counted("batch_size=12", "data.batch_size=4") == 3
+    for overrides, processes, named in (
+        (("batch_size=100",), 1, "batch_size=100: no whole number of micro-batches of 8 pairs; give micro_batch=5"),
+        (("batch_size=12",), 4, "of 8 pairs on each of 4 devices; give micro_batch=3"),
+        (("batch_size=3",), 2, "give a multiple of that"),
+        (("batch_size=0",), 1, "batch_size=0"),
+        (("batch_size=16", "trainer.accumulate_grad_batches=2"), 1, "the second follows from the first"),
+    ):
+        with pytest.raises(InputError) as error:
+            counted(*overrides, processes=processes)
+        assert named in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_makes_every_experiment_s_batch(recipe: str) -> None:
+    cfg = composed(f"trainer={recipe}", "base=sd15", "experiment=attempt7_birds")
+    assert cfg.data.batch_size * count_micro_batches(cfg, 1) == 8
+    assert cfg.trainer.max_steps == 4735 and cfg.optimizer.lr == 1e-5
+    assert composed(f"trainer={recipe}", "micro_batch=2", "optimizer=sgd", "optimizer.lr=1").data.batch_size == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_recipe_without_its_device_ends_in_a_line() -> None:
+    for recipe in (RECIPES[0], "fsdp"):
+        with pytest.raises(
+            InputError, match="trainer.accelerator=gpu.*trainer.accelerator=cpu tries a recipe"
+        ) as error:
+            count_processes(composed(f"trainer={recipe}"))
+        assert "\n" not in str(error.value)
+    assert count_processes(composed("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")) == 2
+
+
+def test_what_cannot_be_together_is_said_in_a_line() -> None:
+    before = sorted(Path("runs").glob("*/*"))
+    for overrides, named in (
+        (
+            ["memory.half_locked=true", "trainer.precision=32-true"],
+            "memory.half_locked=true, trainer.precision=32-true",
+        ),
+        (["optimizer._target_=nowhere.Adam"], "pip install nowhere"),
+        (["warmup_steps=-1"], "warmup_steps=-1"),
+        (["batch_size=9"], "batch_size=9"),
+    ):
+        with pytest.raises(SystemExit, match=named):
+            launch(*overrides, "trainer.max_steps=1", *SMALL)
+    assert sorted(Path("runs").glob("*/*")) == before
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "sgd", "adam8bit"])
+def test_every_optimizer_takes_the_model_s_groups_and_steps(name: str) -> None:
+    if name == "adam8bit":
+        pytest.importorskip("bitsandbytes")
+    cfg = composed(f"optimizer={name}", *(["optimizer.lr=0.1"] if name == "sgd" else []))
+    first, second = torch.nn.Parameter(torch.ones(80, 80)), torch.nn.Parameter(torch.ones(80, 80))
+    optimizer = make_optimizer(cfg)([{"params": [first]}, {"params": [second], "lr": 0.0}])
+    (first.square().sum() + second.square().sum()).backward()
+    optimizer.step()
+    assert (first < 1).all()
+
+
+def test_a_run_by_a_recipe_on_the_tiny_base_equals_its_other_half(capsys: pytest.CaptureFixture[str]) -> None:
+    """The smallest recipe, by halves: 2 × 2 pairs, everything away, averaged and warmed up; stopped and gone on."""
+    arguments = [
+        "trainer=gpu_8gb", "trainer.accelerator=cpu", "trainer.precision=bf16-mixed", "optimizer=adamw",
+        "trainer.benchmark=null", "batch_size=4", "micro_batch=2", "average=ema", "schedule=constant",
+        "warmup_steps=2", "objective=min_snr", "noise_offset=0.1", "trainer.gradient_clip_val=1.0", *SMALL,
+    ]  # fmt: skip
+    whole = launch(*arguments, "trainer.max_steps=4")
+    summary = json.loads((whole / "summary.json").read_text())
+    assert (summary["optimizer_steps"], summary["micro_batches"], summary["samples_seen"]) == (4, 8, 16)
+    parts = launch(*arguments, "trainer.max_steps=2")
+    launch(f"resume={parts}", "trainer.max_steps=4")
+    file = "controlnet/diffusion_pytorch_model.safetensors"
+    assert (whole / file).read_bytes() == (parts / file).read_bytes()
+    stored = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=False)
+    assert not [name for name in stored["state_dict"] if "vae" in name or "text_encoder" in name]
+    average = next(state["average"] for key, state in stored["callbacks"].items() if key.startswith("EMA"))
+    from safetensors.torch import load_file
+
+    saved = load_file(whole / file)
+    assert all(torch.equal(saved[name], average[f"model.branch.{name}"]) for name in saved)
+    assert {tensor.dtype for tensor in average.values()} == {torch.float32}
+
+
+def test_a_run_of_before_these_keys_goes_on() -> None:
+    arguments = ["schedule=constant", *SMALL]
+    whole, parts = launch(*arguments, "trainer.max_steps=3"), launch(*arguments, "trainer.max_steps=2")
+    cfg: Any = OmegaConf.load(parts / "config.yaml")
+    for key in ("noise_offset", "batch_size", "micro_batch", "warmup_steps", "decay", "memory", "compile"):
+        del cfg[key]
+    OmegaConf.save(cfg, parts / "config.yaml")
+    launch(f"resume={parts}", "trainer.max_steps=3")
+    file = "controlnet/diffusion_pytorch_model.safetensors"
+    assert (whole / file).read_bytes() == (parts / file).read_bytes()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="starts its processes by fork")
+def test_two_processes_learn_what_one_does_with_twice_the_batch(tmp_path: Path) -> None:
+    script = REPOSITORY / "tests" / "task" / "in_processes.py"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    for processes in ("1", "2"):
+        command = [sys.executable, script, processes, tmp_path / f"{processes}.pt"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    one, two = (torch.load(tmp_path / f"{processes}.pt") for processes in (1, 2))
+    assert any(not torch.equal(one["start"][name], one["end"][name]) for name in one["end"])
+    for name, tensor in one["end"].items():
+        torch.testing.assert_close(two["end"][name], tensor, rtol=1e-5, atol=1e-6)
