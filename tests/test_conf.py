@@ -121,3 +121,16 @@ def test_an_experiment_beats_the_groups_and_the_command_line_beats_the_experimen
     assert composed("experiment=attempt7_birds").trainer.max_steps == 4735
     assert composed("experiment=attempt7_birds", "trainer.max_steps=7").trainer.max_steps == 7
     assert composed("experiment=attempt7_birds").init._target_ == "cnx.init.GaussianControl"
+
+
+@pytest.mark.parametrize("base", ["sd15", "sd21"])
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "pretrain_tiny"])
+def test_an_experiment_on_stable_diffusion_has_the_settings_of_its_sources(experiment: str, base: str) -> None:
+    cfg = composed(f"experiment={experiment}", f"base={base}", "data=folder", "data.root=photos")
+    OmegaConf.resolve(cfg)
+    assert cfg.data.resolution == 512 and cfg.data.batch_size in (4, 8)
+    assert cfg.optimizer.lr == 1e-5 and cfg.cooldown == 0 and cfg.warmup_steps == 0
+    assert cfg.sampler.guidance == 9.0 and cfg.sampler.steps == 20
+    assert cfg.prompt_dropout == 0.5 and list(cfg.base.hint_channels) == [16, 32, 96, 256]
+    if "unlock" in cfg.model:  # a random base is trained as fast as the branch, a pretrained one slower
+        assert cfg.model.unlocked_lr == (1e-5 if cfg.init._target_ == "cnx.init.Scratch" else 2e-6)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
 
 from cnx.errors import InputError
@@ -26,7 +25,7 @@ class EMA(Callback):
         decay: in [0, 1).
 
     Raises:
-        InputError: a decay outside of that range, or a strategy that keeps only a part of the weights in each process.
+        InputError: a decay outside of that range.
     """
 
     def __init__(self, decay: float = 0.9999) -> None:
@@ -41,12 +40,6 @@ class EMA(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.average, self._steps = state_dict["average"], state_dict["steps"]
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
-            raise InputError(
-                "average=ema: this strategy divides the weights among processes; leave it out, or give trainer=ddp"
-            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._follow(pl_module)

@@ -63,6 +63,7 @@ def run(cfg: DictConfig) -> None:
         note_choices(cfg)
         step_done = 0
     accumulated = count_micro_batches(cfg, count_processes(cfg))
+    make_optimizer(cfg), make_schedule(cfg)  # that they can be had is found out before anything is written
     seed_everything(cfg.seed, verbose=False)
 
     data: ControlData = instantiate(cfg.data)
@@ -188,11 +189,16 @@ def make_training(cfg: DictConfig, model: Controlled, data: ControlData, began: 
         null_text=data.null_text,
         prompt_dropout=cfg.prompt_dropout,
         noise_offset=cfg.noise_offset,
-        schedule=Schedule(cfg.warmup_steps, cfg.cooldown, instantiate(cfg.decay)),
+        schedule=make_schedule(cfg),
         seed=cfg.seed,
         log_every_n_steps=cfg.trainer.log_every_n_steps,
         began=began,
     )
+
+
+def make_schedule(cfg: DictConfig) -> Schedule:
+    """The learning rate's schedule, as `cfg` says."""
+    return Schedule(cfg.warmup_steps, cfg.cooldown, instantiate(cfg.decay))
 
 
 def resumed_config(folder: Path) -> DictConfig:

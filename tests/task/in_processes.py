@@ -1,4 +1,4 @@
-"""A run of the toy in one process or in two, of the same pairs; saves the weights before and after."""
+"""A run of the toy in one process, or in two that share the optimizer's state; saves the weights before and after."""
 
 import importlib.util
 import sys
@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from lightning import Trainer
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.utils.data import DataLoader, Dataset
 
 from cnx.data.module import Batch
@@ -31,12 +32,14 @@ class Dealt(toys.ToyData):
 
 if __name__ == "__main__":
     processes, saved_to = int(sys.argv[1]), Path(sys.argv[2])
+    adamw = {"optimizer_class": torch.optim.AdamW} if processes > 1 else {}
+    kind: Any = ZeroRedundancyOptimizer if processes > 1 else torch.optim.AdamW
     model = toys.tiny_model()
     start = {name: tensor.clone() for name, tensor in model.branch.state_dict().items()}
     training = Training(
         model=model,
         objective=Denoise(),
-        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9),
+        optimizer=lambda groups: kind(groups, lr=1e-3, eps=1e-4, **adamw),
         null_text=torch.zeros(1, 5, 8),
         prompt_dropout=0.5,
         seed=0,
