@@ -89,7 +89,7 @@ def run(cfg: DictConfig) -> None:
     note_choices(cfg)
     processes = _devices(cfg)
     accumulated = count_micro_batches(cfg, processes)
-    need = estimate(cfg, accumulated)
+    need = estimate(cfg, accumulated, processes)
     pairs, prompts = count_pairs(cfg)
     measured = None
     if cfg.measured_steps and _can_run(cfg):
@@ -97,8 +97,8 @@ def run(cfg: DictConfig) -> None:
     show(cfg, need, measured, pairs, cache_bytes(cfg, pairs, prompts, need.text), accumulated, processes)
 
 
-def estimate(cfg: DictConfig, accumulated: int) -> Need:
-    """What a device needs for training and probing as `cfg` says, with `accumulated` micro-batches to a step."""
+def estimate(cfg: DictConfig, accumulated: int, processes: int = 1) -> Need:
+    """What each of `processes` devices needs as `cfg` says, with `accumulated` micro-batches to a step."""
     cuda = cfg.trainer.accelerator not in ("cpu",) and (
         cfg.trainer.accelerator in ("gpu", "cuda") or torch.cuda.is_available()
     )
@@ -135,7 +135,7 @@ def estimate(cfg: DictConfig, accumulated: int) -> Need:
             del batch, eps, t, loss
             step = ledger.peak - before
         gradients = _bytes([p.grad for p in trained if p.grad is not None])
-        optimizer = optimizer_bytes(cfg, model)
+        optimizer = optimizer_bytes(cfg, model, processes)
         ledger.peak = before = ledger.now
         with torch.no_grad(), autocast:
             model.eval()
@@ -193,8 +193,10 @@ def empty_base(cfg: DictConfig) -> Base:
     return Base(vae, encoder, cast(Any, None), unet, scheduler)
 
 
-def optimizer_bytes(cfg: DictConfig, model: Controlled) -> int:
+def optimizer_bytes(cfg: DictConfig, model: Controlled, processes: int) -> int:
     """Bytes of the state that the optimizer keeps after its first step."""
+    if "ZeroRedundancy" in cfg.optimizer._target_:  # two float32 of each parameter, divided among the processes
+        return 8 * sum(p.numel() for group in model.parameter_groups() for p in group["params"]) // processes
     if str(cfg.optimizer._target_).startswith("bitsandbytes."):
         make_optimizer(cfg)  # that it is installed
         groups = [parameter.numel() for group in model.parameter_groups() for parameter in group["params"]]
