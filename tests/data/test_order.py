@@ -10,10 +10,13 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from PIL import Image
 from torch import Tensor, nn
 
+from cnx.data.folder import read_folder
 from cnx.data.module import Batch, ControlData
 from cnx.data.order import SeededBatches
+from cnx.data.shards import Shards, write_shards
 
 COUNT, BATCH = 22, 4  # 6 micro-batches in an epoch, the last of 2 items
 PER_EPOCH = 6
@@ -137,7 +140,7 @@ class Toy(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.seen.append(batch.index.tolist())
         torch.manual_seed(int(self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()["total"]["ready"]))
-        return ((self.layer(batch.latents.flatten(1)) - torch.rand(len(batch.index), 1)) ** 2).mean()
+        return ((self.layer(batch.latents.mean((2, 3))) - torch.rand(len(batch.index), 1)) ** 2).mean()
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=0.05)
@@ -237,3 +240,20 @@ def test_workers_that_read_ahead_do_not_change_the_order(data, tmp_path):
     data.num_workers = 1
     assert fit(data, LENGTHS[0]).seen == whole.seen
     assert_same(fit(data, LENGTHS[0], tmp_path / "step=8.ckpt"), whole, 8)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("settings", [{"buckets": 16, "random_flip": True}, {"shuffle_buffer": 5}])
+def test_a_run_on_shards_goes_on_in_mid_epoch_with_the_very_next_batch(base, write_folder, tmp_path, settings):
+    items = read_folder(write_folder(COUNT, side=64))
+    for item in items[::2]:
+        for file in (item.source, item.target):
+            Image.open(file).resize((40, 64)).save(file)
+    write_shards(items, tmp_path / "shards", items_a_shard=4)
+    usual = {"batch_size": BATCH, "heldout": 0, "cache_folder": tmp_path / "cache", "reader": Shards()}
+    data = ControlData(tmp_path / "shards", 64, **usual | settings)
+    data.prepare(base)
+    saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3, save_top_k=-1)
+    whole = fit(data, LENGTHS[1], callbacks=[saver])
+    assert len(whole.seen) == 18
+    assert_same(fit(data, LENGTHS[1], tmp_path / "step=9.ckpt"), whole, 9)
