@@ -224,7 +224,7 @@ class ControlData(LightningDataModule):
         if self.scenes is not None:
             count = self.scenes.count if self.limit is None else min(self.limit, self.scenes.count)
             root = str(generate(self.scenes, root, self.resolution, count=count))
-        self.items = self.reader(root, self.limit, self.on_error, self.cache_folder)
+        self.items = self.read(root)
         records = index_items(self.items, self.cache_folder, self.on_error == "raise")
         bad = np.flatnonzero(records["state"] == BAD)
         self.skipped = [why_bad(self.items[int(at)]) for at in bad]
@@ -246,6 +246,10 @@ class ControlData(LightningDataModule):
             more = [f"and {count - 5} more, listed in the run folder's skipped.txt"] if count > 5 else []
             for line in [*self.skipped[:5], *more]:
                 console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+
+    def read(self, root: str | None = None) -> Items:
+        """List the items at `root`, or at the data's own, as `reader` does, without looking into their images."""
+        return self.reader(root or self.root, self.limit, self.on_error, self.cache_folder)
 
     def _check_split(self, root: str, records: Shaped[np.ndarray, " n"]) -> None:
         places = positions(records["target"])

@@ -20,7 +20,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from cnx.base import Base, find_folder
-from cnx.data.folder import read_folder
 from cnx.data.module import Batch
 from cnx.errors import InputError
 from cnx.model import Controlled
@@ -214,13 +213,15 @@ def count_pairs(cfg: DictConfig) -> tuple[int, int]:
     if data.scenes is not None:
         count = data.scenes.count if data.limit is None else min(data.limit, data.scenes.count)
         return count, count
-    items = read_folder(data.root, data.limit, data.on_error)
+    items = data.read()
     return len(items), len({item.prompt for item in items})
 
 
 def cache_bytes(cfg: DictConfig, pairs: int, prompts: int, text: tuple[int, int]) -> int:
-    """Bytes of the cache of latents and of prompts' embeddings, in half precision."""
-    return 2 * (pairs * 4 * (cfg.data.resolution // 8) ** 2 + (prompts + 1) * text[0] * text[1])
+    """Bytes of what `data.cache` keeps of latents and of prompts' embeddings, in half precision."""
+    latents = pairs * 4 * (cfg.data.resolution // 8) ** 2 if cfg.data.cache in ("latents", "all") else 0
+    embeddings = (prompts + 1) * text[0] * text[1] if cfg.data.cache == "all" else 0
+    return 2 * (latents + embeddings)
 
 
 def measure(cfg: DictConfig, text: tuple[int, int]) -> Measured:
