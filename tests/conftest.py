@@ -23,6 +23,17 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One working directory for all real runs, so that data and cache are made once."""
+    return tmp_path_factory.mktemp("workplace")
+
+
+@pytest.fixture
+def in_workplace(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+
+
+@pytest.fixture(scope="session")
 def tiny_conf() -> DictConfig:
     """conf/base/tiny.yaml, its path made absolute."""
     conf = OmegaConf.load(REPOSITORY / "conf" / "base" / "tiny.yaml")

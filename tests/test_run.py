@@ -3,41 +3,21 @@
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from lightning import Callback
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
-import run
-from cnx.callback.table import CLOCKS
+from small_runs import REPOSITORY, SMALL, PressCtrlC, launch, measured, rows
 
-REPOSITORY = Path(run.__file__).parent
 EXPERIMENTS = sorted(file.stem for file in (REPOSITORY / "experiments").glob("*.yaml"))
-SMALL = [
-    "logger=none",
-    "data.limit=40",
-    "data.heldout=0.2",
-    "data.batch_size=4",
-    "trainer.precision=32-true",
-    "trainer.log_every_n_steps=1",
-    "callback.probe.items=2",
-    "callback.probe.every=2",
-    "callback.probe.gain_every=1",
-    "callback.probe.budget=null",
-    "sampler.steps=2",
-]
 PRETRAIN = [
     "logger=none",
     "pictures_per_set=16",
@@ -50,26 +30,7 @@ PRETRAIN = [
 ]
 
 
-@pytest.fixture(scope="session")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One working directory for all runs, so that data and cache are made once."""
-    return tmp_path_factory.mktemp("workplace")
-
-
-@pytest.fixture(autouse=True)
-def in_workplace(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(workplace)
-
-
-def launch(*overrides: str) -> Path:
-    """Do in this process what `python run.py <overrides>` does; returns the newest run folder."""
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    run.execute(cfg)
-    return max(Path("runs").glob("*/*"), key=lambda folder: folder.stat().st_mtime_ns)
+pytestmark = pytest.mark.usefixtures("in_workplace")
 
 
 def cli(*overrides: str) -> subprocess.CompletedProcess[str]:
@@ -80,17 +41,6 @@ def cli(*overrides: str) -> subprocess.CompletedProcess[str]:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "controlnet" / "diffusion_pytorch_model.safetensors")
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def measured(folder: Path) -> list[tuple[str, str, str]]:
-    """(optimizer step, metric, value) of every cell; a probe put off by Ctrl-C may stand in another row."""
-    return sorted((row["optimizer_step"], name, cell) for row in rows(folder) for name, cell in row.items()
-                  if cell and name not in (*CLOCKS, "train/images_per_second"))  # fmt: skip
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -157,30 +107,15 @@ def test_the_learning_rate_falls_over_the_cooldown(cooldown: float, last: float)
     assert group["lr"] == pytest.approx(last * 1e-3)  # of the fourth step, where a quarter of the run is left
 
 
-class PressCtrlC(Callback):
-    """A user who has seen enough at some optimizer step."""
-
-    def __init__(self, step: int) -> None:
-        self.step, self.pressed = step, False
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if trainer.global_step == self.step and not self.pressed:
-            self.pressed = True
-            os.kill(os.getpid(), signal.SIGINT)
-
-
 @pytest.mark.parametrize("init", ["sd_copy", "scratch"])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_resuming_equals_never_stopping(
     init: str, accumulate: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    users = types.ModuleType("users")
-    users.PressCtrlC = PressCtrlC  # pyright: ignore[reportAttributeAccessIssue]
-    monkeypatch.setitem(sys.modules, "users", users)
     arguments = [f"init={init}", "trainer.max_steps=12", f"trainer.accumulate_grad_batches={accumulate}", *SMALL]
     arguments += ["callback.probe.every=6"]
     whole = launch(*arguments)
-    stopped = launch(*arguments, "+callback.user={_target_: users.PressCtrlC, step: 9}")
+    stopped = launch(*arguments, "+callback.user={_target_: small_runs.PressCtrlC, step: 9}")
     assert f"python run.py resume={stopped.relative_to(Path())}" in capsys.readouterr().out
     assert not (stopped / "summary.json").exists()
     monkeypatch.setattr(PressCtrlC, "on_train_batch_start", lambda *_: None)

@@ -12,22 +12,10 @@ import pytest
 from filelock import FileLock
 
 from cnx.task.sweep import installed, jobs_of
+from small_runs import REPOSITORY
+from small_runs import SMALL as SMALL_RUN
 
-REPOSITORY = Path(__file__).parents[1]
-SMALL = [
-    "logger=none",
-    "data.limit=40",
-    "data.heldout=0.2",
-    "data.batch_size=4",
-    "trainer.precision=32-true",
-    "trainer.log_every_n_steps=1",
-    "callback.probe.items=2",
-    "callback.probe.every=2",
-    "callback.probe.gain_every=1",
-    "callback.probe.budget=null",
-    "callback.checkpoint.every=1",
-    "sampler.steps=2",
-]
+SMALL = [*SMALL_RUN, "callback.checkpoint.every=1"]
 # What may befall a run, once: a mishap leaves a file behind, and does not happen again.
 USERS = '''
 import os, signal
@@ -51,12 +39,6 @@ class Mishaps(Callback):
             raise MemoryError("out of memory")
         os.kill(os.getpid(), {"kill": signal.SIGKILL, "ctrl_c": signal.SIGINT}[self.what[self.job]])
 '''
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One working directory for all sweeps, so that data and cache are made once."""
-    return tmp_path_factory.mktemp("workplace")
 
 
 @pytest.fixture(autouse=True)

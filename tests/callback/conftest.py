@@ -6,15 +6,15 @@ from typing import Any, cast
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cnx.base import Base
 from cnx.data.module import Batch, HeldOut, Resumable
 from cnx.model import Full
 from cnx.objective import Denoise
+from toys import toy_base
 
 ITEMS, SIDE = 5, 32
 
@@ -23,28 +23,8 @@ def tiny_model() -> Full:
     """Random weights, always the same; the branch's zero convolutions at zero."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        base = Base(
-            vae=AutoencoderKL(
-                block_out_channels=(4, 4, 4, 4),
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                latent_channels=4,
-                norm_num_groups=2,
-            ),
-            text_encoder=cast(Any, nn.Module()),
-            tokenizer=cast(Any, None),
-            unet=UNet2DConditionModel(
-                sample_size=4,
-                block_out_channels=(8, 16),
-                layers_per_block=1,
-                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-                cross_attention_dim=8,
-                attention_head_dim=2,
-                norm_num_groups=4,
-            ),
-            scheduler=DDPMScheduler(beta_schedule="scaled_linear", clip_sample=False),
-        )
+        scheduler = DDPMScheduler(beta_schedule="scaled_linear", clip_sample=False)
+        base = toy_base(scheduler)
         return Full(base, hint_channels=(4, 8, 8, 8))
 
 

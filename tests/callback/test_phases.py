@@ -235,7 +235,8 @@ def test_a_run_that_goes_on_keeps_the_phases_it_has_begun_and_may_get_others(fit
 @pytest.mark.skipif(sys.platform == "win32", reason="starts its processes by fork")
 def test_two_processes_share_the_gradients_of_what_a_phase_begins_to_train(repository: Path, tmp_path: Path) -> None:
     command = [sys.executable, repository / "tests" / "callback" / "two_processes.py"]
-    environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+    places = os.pathsep.join([str(repository), str(repository / "tests")])
+    environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "step 6: apart by 0\n" in done.stdout

@@ -5,12 +5,13 @@ from typing import Any, cast
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from cnx.base import Base
 from cnx.model import Full
+from toys import toy_base
 
 SD15_SCHEDULE = {
     "beta_start": 0.00085,
@@ -37,29 +38,8 @@ def toy_model(prediction_type: str = "epsilon", seed: int = 0) -> Recorded:
     """Random weights; the zero convolutions at zero would hide the control, so they are random too."""
     torch.manual_seed(seed)
     clip = CLIPTextConfig(vocab_size=50, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
-    base = Base(
-        # Four sizes, so that the scale from pixels to latents is 8.
-        vae=AutoencoderKL(
-            block_out_channels=(4, 4, 4, 4),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            latent_channels=4,
-            norm_num_groups=2,
-        ),
-        text_encoder=CLIPTextModel(clip),
-        tokenizer=cast(Any, None),
-        unet=UNet2DConditionModel(
-            sample_size=4,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=8,
-            attention_head_dim=2,
-            norm_num_groups=4,
-        ),
-        scheduler=cast(DDPMScheduler, DDPMScheduler.from_config({**SD15_SCHEDULE, "prediction_type": prediction_type})),
-    )
+    scheduler: Any = DDPMScheduler.from_config({**SD15_SCHEDULE, "prediction_type": prediction_type})
+    base = toy_base(scheduler, CLIPTextModel(clip))
     model = Recorded(base)
     for name, weight in model.branch.named_parameters():
         if "controlnet_" in name:

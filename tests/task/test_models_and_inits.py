@@ -1,11 +1,7 @@
 """Every model with every init: composed, trained, saved, loaded, sampled; and real runs of each model."""
 
-import csv
 import json
 import os
-import signal
-import sys
-import types
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,71 +10,29 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning import Callback, Trainer
-from omegaconf import DictConfig, open_dict
+from lightning import Trainer
 from PIL import Image
 from safetensors.torch import load_file
 
-import run
 from cnx.base import Base
-from cnx.callback.table import CLOCKS
 from cnx.data.module import ControlData
 from cnx.errors import InputError
 from cnx.init import GaussianControl
 from cnx.task.train import build, make_training
+from small_runs import REPOSITORY, SMALL, PressCtrlC, composed, launch, measured
 
-REPOSITORY = Path(run.__file__).parent
 MODELS = sorted(file.stem for file in (REPOSITORY / "conf" / "model").glob("*.yaml"))
 INITS = sorted(file.stem for file in (REPOSITORY / "conf" / "init").glob("*.yaml"))
 LIGHT = ("lite", "mlp")
-SMALL = [
-    "logger=none",
-    "data.limit=40",
-    "data.heldout=0.2",
-    "data.batch_size=2",
-    "trainer.precision=32-true",
-    "trainer.log_every_n_steps=1",
-    "callback.probe.items=1",
-    "callback.probe.every=3",
-    "callback.probe.gain_every=1",
-    "callback.probe.budget=null",  # the same probes, whatever the time
-    "sampler.steps=1",
-]
-
-
-@pytest.fixture(scope="session")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One working directory for all runs, so that data and cache are made once."""
-    return tmp_path_factory.mktemp("workplace")
-
-
-@pytest.fixture(autouse=True)
-def in_workplace(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(workplace)
-
-
-def composed(*overrides: str, whole: bool = False) -> DictConfig:
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        return compose("config", overrides=[*overrides], return_hydra_config=whole)
-
-
-def launch(*overrides: str) -> Path:
-    """Do in this process what `python run.py <overrides>` does; returns the newest run folder."""
-    cfg = composed(*overrides, whole=True)
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    run.execute(cfg)
-    return max(Path("runs").glob("*/*"), key=lambda folder: folder.stat().st_mtime_ns)
+SMALLER = [*SMALL, "data.batch_size=2", "callback.probe.items=1", "callback.probe.every=3", "sampler.steps=1"]
+pytestmark = pytest.mark.usefixtures("in_workplace")
 
 
 @pytest.fixture(scope="session")
 def data(workplace: Path, tiny: Base) -> ControlData:
     os.chdir(workplace)
-    prepared: ControlData = instantiate(composed(*SMALL).data)
+    prepared: ControlData = instantiate(composed(*SMALLER).data)
     prepared.prepare(tiny)
     return prepared
 
@@ -87,7 +41,7 @@ def data(workplace: Path, tiny: Base) -> ControlData:
 def trained_before(workplace: Path) -> dict[str, Path]:
     """For init.path: a branch of each model."""
     for name in MODELS:
-        base, model = build(composed(*SMALL, f"model={name}", "init=random_control"))
+        base, model = build(composed(*SMALLER, f"model={name}", "init=random_control"))
         GaussianControl(std=0.05)(base, model.branch)
         model.save(workplace / "trained" / name)
     return {name: workplace / "trained" / name for name in MODELS}
@@ -98,7 +52,7 @@ def test_every_model_with_every_init_trains_and_is_saved_loaded_and_sampled(
     name: str, init: str, data: ControlData, trained_before: dict[str, Path], tmp_path: Path
 ) -> None:
     given = [f"init.path={trained_before[name]}"] if init == "pretrained" else []
-    cfg = composed(*SMALL, f"model={name}", f"init={init}", *given)
+    cfg = composed(*SMALLER, f"model={name}", f"init={init}", *given)
     torch.manual_seed(0)
     if name in LIGHT and init == "sd_copy":
         with pytest.raises(InputError, match="init=random_control"):
@@ -146,7 +100,7 @@ def test_every_model_with_every_init_trains_and_is_saved_loaded_and_sampled(
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "full"])
 def test_a_run_of_every_model_can_be_sampled_and_by_plain_diffusers_where_it_is_a_controlnet(name: str) -> None:
     init = "random_control" if name in LIGHT else "sd_copy"
-    folder = launch(f"model={name}", f"init={init}", "trainer.max_steps=2", *SMALL)
+    folder = launch(f"model={name}", f"init={init}", "trainer.max_steps=2", *SMALLER)
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["model"], summary["init"], summary["optimizer_steps"]) == (name, init, 2)
     control = Path("data/birds-128/source/3.png")
@@ -174,24 +128,6 @@ def test_a_run_of_every_model_can_be_sampled_and_by_plain_diffusers_where_it_is_
     assert np.abs(ours - drawn).max() < 1.5 / 255
 
 
-class PressCtrlC(Callback):
-    """A user who has seen enough at some optimizer step."""
-
-    def __init__(self, step: int) -> None:
-        self.step, self.pressed = step, False
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if trainer.global_step == self.step and not self.pressed:
-            self.pressed = True
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-def rows(folder: Path) -> list[tuple[str, str, str]]:
-    with (folder / "metrics.csv").open(newline="") as file:
-        return sorted((row["optimizer_step"], name, cell) for row in csv.DictReader(file) for name, cell in row.items()
-                      if cell and name not in (*CLOCKS, "train/images_per_second"))  # fmt: skip
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -201,12 +137,9 @@ def rows(folder: Path) -> list[tuple[str, str, str]]:
     ids=["large_scale", "phases"],
 )
 def test_resuming_a_trained_base_equals_never_stopping(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    users = types.ModuleType("users")
-    users.PressCtrlC = PressCtrlC  # pyright: ignore[reportAttributeAccessIssue]
-    monkeypatch.setitem(sys.modules, "users", users)
-    arguments = [*arguments, "trainer.max_steps=6", "cooldown=0", *SMALL]
+    arguments = [*arguments, "trainer.max_steps=6", "cooldown=0", *SMALLER]
     whole = launch(*arguments)
-    stopped = launch(*arguments, "+callback.user={_target_: users.PressCtrlC, step: 2}")
+    stopped = launch(*arguments, "+callback.user={_target_: small_runs.PressCtrlC, step: 2}")
     assert not (stopped / "base").exists() and not (stopped / "summary.json").exists()
     monkeypatch.setattr(PressCtrlC, "on_train_batch_start", lambda *_: None)
     assert launch(f"resume={stopped}") == stopped
@@ -214,7 +147,7 @@ def test_resuming_a_trained_base_equals_never_stopping(arguments: list[str], mon
         file = f"{part}/diffusion_pytorch_model.safetensors"
         ours, theirs = load_file(stopped / file), load_file(whole / file)
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), part
-    assert rows(stopped) == rows(whole)
+    assert measured(stopped) == measured(whole)
     if "phases" in arguments[1]:
         assert [begun["step"] for begun in json.loads((stopped / "phases.json").read_text())] == [2, 4]
         assert (whole / "phases.json").read_bytes() == (stopped / "phases.json").read_bytes()
@@ -233,5 +166,5 @@ def test_bad_phases_leave_nothing_behind(tmp_path: Path) -> None:
         ("phases=[{when: 1, link: all}]", r"phases\[0\].link: no such key"),
     ):
         with pytest.raises(SystemExit, match=named):
-            launch(phases, "~callback.probe", *[given for given in SMALL if "probe" not in given])
+            launch(phases, "~callback.probe", *[given for given in SMALLER if "probe" not in given])
     assert sorted(Path("runs").glob("*/*")) == before

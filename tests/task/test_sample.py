@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
@@ -22,23 +20,14 @@ from cnx.errors import InputError
 from cnx.task.given import Subject, read_prompts
 from cnx.task.run_folder import save_config
 from cnx.task.train import build
+from small_runs import begun
 
-REPOSITORY = Path(run.__file__).parent
 STEPS = "sampler.steps=2"
-
-
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return cfg
 
 
 def sample(*overrides: str, steps: str | None = STEPS) -> None:
     """What `python run.py task=sample <overrides>` does."""
-    run.execute(composed("task=sample", *overrides, *([steps] if steps else [])))
+    run.execute(begun("task=sample", *overrides, *([steps] if steps else [])))
 
 
 def pixels(path: str | Path) -> np.ndarray:
@@ -60,7 +49,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("workplace")
     for seed, name in enumerate("ab"):
         torch.manual_seed(seed)
-        cfg = composed()
+        cfg = begun()
         cfg.choices = {"base": "tiny", "init": "sd_copy"}
         _, model = build(cfg)
         for part, weight in model.branch.named_parameters():
