@@ -1,7 +1,21 @@
 """The Stable Diffusion under control: load it, encode text, encode and decode images."""
 
-from cnx.base.base import Base, find_folder
+from cnx.base.base import Base, find, find_folder, original_weights
 from cnx.base.chunks import in_chunks
-from cnx.base.tokenizer import train_tokenizer
+from cnx.base.tokenizer import clip_tokenizer, train_tokenizer
+from cnx.base.weights import check_same, kind_of, read_weights, weights_file, write_weights
 
-__all__ = ["Base", "find_folder", "in_chunks", "train_tokenizer"]
+__all__ = [
+    "Base",
+    "check_same",
+    "clip_tokenizer",
+    "find",
+    "find_folder",
+    "in_chunks",
+    "kind_of",
+    "original_weights",
+    "read_weights",
+    "train_tokenizer",
+    "weights_file",
+    "write_weights",
+]

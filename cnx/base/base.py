@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, cast
@@ -12,16 +12,33 @@ from typing import Any, Self, cast
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from jaxtyping import Float
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import cnx
 from cnx.base.chunks import in_chunks
+from cnx.base.original import (
+    CLIP,
+    OPEN_CLIP,
+    UNET,
+    VAE,
+    clip_names,
+    open_clip_names,
+    schedule_buffers,
+    to_original,
+    unet_names,
+    vae_names,
+)
+from cnx.base.single_file import read_single_file
+from cnx.base.weights import read_weights, weights_file
 from cnx.errors import InputError
 
 PARTS = ("vae", "text_encoder", "unet")
 # What training does without, once latents and prompt embeddings are cached.
 CODERS = ("vae", "text_encoder")
+# What a published pipeline has beside them, and a base does not need.
+LEFT_OUT: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 # Settings of a text encoder that say how it was written, not what it is.
 PASSING = ("dtype", "transformers_version", "architectures")
 
@@ -49,30 +66,45 @@ class Base(nn.Module):
         self.requires_grad_(False).eval()
 
     @classmethod
-    def load(cls, path: str) -> Self:
-        """Load a base from `path`: a folder in diffusers format, or a model hub's id like `owner/name`.
+    def load(
+        cls,
+        path: str,
+        architecture: Mapping[str, Any] | None = None,
+        trust: bool = False,
+        dtype: torch.dtype | None = torch.float32,
+        **hub: Any,
+    ) -> Self:
+        """Load a base from `path`: a folder in diffusers format, one file, or a model hub's id like `owner/name`.
 
-        A relative folder is looked for in the working directory, then beside the package, where `pretrained/tiny` is.
+        A relative path is looked for in the working directory, then beside the package, where `pretrained/tiny` is.
         A noise schedule that ends in pure noise (zero terminal SNR, Lin et al., arXiv 2305.08891) is taken as the
-        base's scheduler has it. Raises InputError if there is no such folder, it holds no pipeline, or the hub cannot
-        be reached; or if the schedule ends in pure noise and the base predicts noise, which says nothing there.
+        base's scheduler has it.
+
+        Args:
+            path: where it is.
+            architecture: how one file is built, and `trust` whether it may run code: as `read_single_file` takes them.
+            dtype: of the weights; None leaves each part's as it is stored.
+            hub: `revision`, `variant`, `token`, `cache_dir` and `local_files_only`, as diffusers takes them;
+                `variant` counts for a folder too, the others for the hub alone.
+
+        Raises InputError if nothing is there, it is no Stable Diffusion of that architecture, or the hub is silent; or
+        if the schedule ends in pure noise and the base predicts noise, which says nothing there.
         """
-        pipeline = _read_pipeline(path)
-        settings = pipeline.scheduler.config
+        found = find(path)
+        if found is not None and found.is_file():
+            parts = read_single_file(found, architecture, trust, dtype)
+        else:
+            pipeline = _read_pipeline(path, found, dtype, hub)
+            parts = {name: getattr(pipeline, name) for name in (*PARTS, "tokenizer", "scheduler")}
+        settings = parts["scheduler"].config
         if settings.get("rescale_betas_zero_snr") and settings.get("prediction_type", "epsilon") == "epsilon":
             raise InputError(
                 f"base.path={path}: its scheduler has rescale_betas_zero_snr, so its last step is pure noise, and"
                 " prediction_type epsilon learns nothing there; give a base that predicts v, or mend the scheduler's"
                 " config.json"
             )
-        return cls(
-            vae=pipeline.vae,
-            text_encoder=pipeline.text_encoder,
-            tokenizer=pipeline.tokenizer,
-            unet=pipeline.unet,
-            scheduler=cast(DDPMScheduler, DDPMScheduler.from_config(pipeline.scheduler.config)),
-            path=path,
-        )
+        parts["scheduler"] = cast(DDPMScheduler, DDPMScheduler.from_config(settings))
+        return cls(**parts, path=path)
 
     @property
     def device(self) -> torch.device:
@@ -189,6 +221,30 @@ class Base(nn.Module):
             requires_safety_checker=False,
         )
 
+    def original_weights(self) -> dict[str, Tensor]:
+        """All weights by the names of one file, as the original's ControlLDM loads it, with its noise schedule.
+
+        A text encoder with gelu is written as Stable Diffusion 2's OpenCLIP, else as Stable Diffusion 1's CLIP. Of
+        OpenCLIP, what Stable Diffusion 2 does not use is written as zeros: it is not among our weights.
+        """
+        unet, vae, text = (getattr(self, part).state_dict() for part in ("unet", "vae", "text_encoder"))
+        settings = self.text_encoder.config
+        open_clip = settings.hidden_act == "gelu"
+        written = to_original(unet, unet_names(unet), UNET) | to_original(vae, vae_names(vae), VAE)
+        written |= schedule_buffers(self.scheduler.betas)
+        if not open_clip:
+            positions = torch.arange(settings.max_position_embeddings)[None]
+            return written | to_original(text, clip_names(text), CLIP) | {CLIP + "embeddings.position_ids": positions}
+        written |= to_original(text, open_clip_names(text), OPEN_CLIP)
+        block = OPEN_CLIP + "transformer.resblocks."
+        first = {name: tensor for name, tensor in written.items() if name.startswith(block + "0.")}
+        last = f"{block}{settings.num_hidden_layers}."
+        unused = {last + name.removeprefix(block + "0."): torch.zeros_like(t) for name, t in first.items()}
+        width, some = settings.hidden_size, next(iter(first.values()))
+        unused[OPEN_CLIP + "text_projection"] = some.new_zeros(width, width)
+        unused[OPEN_CLIP + "logit_scale"] = some.new_zeros(())
+        return written | unused
+
     def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
         """Write the base to `folder` in diffusers format, in half precision or as `dtype` says, as safetensors."""
         whole = copy.deepcopy(self)
@@ -204,31 +260,71 @@ class Base(nn.Module):
             settings.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
+def original_weights(path: str, trust: bool = False, **load: Any) -> dict[str, Tensor]:
+    """The weights of the base at `path` by the names of one file, in their stored dtypes; settings as `Base.load` has.
+
+    What is one file already is taken as it is, without weights of a moving average and without a ControlNet.
+    """
+    found = find(path)
+    if found is None or found.is_dir():
+        return Base.load(path, trust=trust, **load, dtype=None).original_weights()
+    Base.load(path, trust=trust, **load, dtype=None)  # that it is a base
+    weights, _ = read_weights(found, trust=None if trust else "base.trust=true")
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(("model_ema.", "control_model."))}
+
+
+def find(path: str) -> Path | None:
+    """The folder or file `path` here, or else in the repository that this package lies in; None if there is neither."""
+    repository = Path(cnx.__file__).parent.parent
+    return next((found for found in (Path(path), repository / path) if found.exists()), None)
+
+
 def find_folder(path: str) -> Path | None:
     """The folder `path` here, or else in the repository that this package lies in; None if there is neither."""
-    repository = Path(cnx.__file__).parent.parent
-    return next((found for found in (Path(path), repository / path) if found.is_dir()), None)
+    found = find(path)
+    return found if found is not None and found.is_dir() else None
 
 
-def _read_pipeline(path: str) -> StableDiffusionPipeline:
-    folder = find_folder(path)
+def _read_pipeline(
+    path: str, folder: Path | None, dtype: torch.dtype | None, hub: Mapping[str, Any]
+) -> StableDiffusionPipeline:
     if folder is not None and not (folder / "model_index.json").is_file():
         raise InputError(f"base.path={path}: no model_index.json in {folder}, so it is no pipeline in diffusers format")
     if folder is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
-        raise InputError(f"base.path={path}: no such folder, and no hub id of the form owner/name")
+        raise InputError(f"base.path={path}: no such folder or file, and no hub id of the form owner/name")
     try:
+        # The folder of what the hub gave, if it is not here.
+        place = folder or Path(StableDiffusionPipeline.download(path, **LEFT_OUT, **hub))
+        _check_kind(path, place)
+        dtypes: Any = dtype or {part: _stored_dtype(place / part, hub.get("variant")) for part in PARTS}
         return StableDiffusionPipeline.from_pretrained(
-            folder or path,
-            torch_dtype=torch.float32,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
+            place, torch_dtype=dtypes, variant=hub.get("variant"), local_files_only=True, **LEFT_OUT
         )
+    except InputError:
+        raise
     except Exception as error:  # diffusers, hub and safetensors each raise their own kinds
         reason = " ".join(str(error).split())[:200]
         if folder is None:
-            remedy = "give a local folder in diffusers format, or load it once with a network so that it is cached"
+            remedy = "give a local folder or file, or load it once with a network so that it is cached"
             raise InputError(
-                f"base.path={path}: no folder here, and not to be had from the hub; {remedy} ({reason})"
+                f"base.path={path}: no folder or file here, and not to be had from the hub; {remedy} ({reason})"
             ) from error
         raise InputError(f"base.path={path}: {folder} cannot be loaded ({reason}); fetch or make it again") from error
+
+
+def _check_kind(path: str, folder: Path) -> None:
+    kind = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    if "XL" in kind or not kind.startswith("StableDiffusion") or kind.startswith("StableDiffusion3"):
+        name = "SDXL" if "XL" in kind else kind
+        raise InputError(f"base.path={path}: is an {name} pipeline; give a Stable Diffusion 1 or 2")
+
+
+def _stored_dtype(folder: Path, variant: str | None) -> torch.dtype:
+    """The dtype of the weights in a part's folder: that of the first one; float32 where they are in several files."""
+    file = weights_file(folder, variant)
+    if file is None:
+        return torch.float32
+    if file.suffix == ".safetensors":
+        with safe_open(file, "pt") as opened:
+            return opened.get_tensor(next(iter(opened.keys()))).dtype
+    return next(iter(read_weights(file, trust="weights in safetensors")[0].values())).dtype

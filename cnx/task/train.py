@@ -47,6 +47,8 @@ from cnx.task.run_folder import (
 )
 from cnx.task.training import Training
 
+# What of conf/base says where a base is and how to load it.
+BASE_KEYS = ("path", "architecture", "trust", "revision", "variant", "token", "cache_dir", "local_files_only")
 # What a run is made of, for its summary.
 GROUPS = ("base", "model", "init", "data", "condition")
 
@@ -173,11 +175,25 @@ def build(cfg: DictConfig, trained: Path | None = None) -> tuple[Base, Controlle
     done, since the branch's weights are there too and the caller loads them.
     """
     own_base = trained / "base" if trained else None
-    base = Base.load(str(own_base) if own_base and own_base.is_dir() else cfg.base.path)
+    settings = base_settings(cfg)
+    if own_base and own_base.is_dir():
+        settings |= {"path": str(own_base), "variant": None}
+    base = Base.load(**settings)
     model: Controlled = instantiate(cfg.model)(base)
     if not trained:
         instantiate(cfg.init)(base, model.branch)
     return base, model
+
+
+def base_settings(cfg: DictConfig) -> dict[str, Any]:
+    """What `Base.load` takes of `cfg.base`. Raises InputError if the variable that should hold a token is not set."""
+    chosen = {key: cfg.base.get(key) for key in BASE_KEYS}
+    variable = chosen["token"]
+    if variable is not None:
+        chosen["token"] = os.environ.get(variable)
+        if not chosen["token"]:
+            raise InputError(f"base.token={variable}: is to name an environment variable that holds the hub's token")
+    return {**chosen, "trust": bool(chosen["trust"]), "local_files_only": bool(chosen["local_files_only"])}
 
 
 def make_training(cfg: DictConfig, model: Controlled, data: ControlData, began: float | None = None) -> Training:

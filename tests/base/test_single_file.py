@@ -1,0 +1,182 @@
+"""A base in one file: the same base as in a folder, and one line for each file that is none."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from omegaconf import DictConfig
+from torch import Tensor
+
+from cnx.base import Base, clip_tokenizer, original_weights, write_weights
+from cnx.errors import InputError
+
+PARTS = ("vae", "text_encoder", "unet")
+PROMPTS = [
+    "a professional, detailed, high-quality image",
+    "",
+    "it's 1024 Birds' wheels",
+    "Grüße 鳥",
+    "a long one " * 60,
+]
+
+
+@pytest.fixture(scope="module")
+def weights(small: Base) -> dict[str, Tensor]:
+    """The small base by the original's names, in half precision but for its VAE."""
+    original = small.original_weights()
+    return {n: t if n.startswith("first_stage_model.") or not t.is_floating_point() else t.half()
+            for n, t in original.items()}  # fmt: skip
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_one_file_holds_the_base_that_was_written_with_its_dtypes(
+    small: Base, weights: dict[str, Tensor], architecture: DictConfig, tmp_path: Path, suffix: str
+) -> None:
+    file = tmp_path / f"base{suffix}"
+    write_weights(weights, file, {})
+    as_stored = Base.load(str(file), architecture, dtype=None)
+    assert [getattr(as_stored, part).dtype for part in PARTS] == [torch.float32, torch.float16, torch.float16]
+    loaded = Base.load(str(file), architecture)
+    assert loaded.path == str(file) and loaded.dtype == torch.float32
+    assert all(same(tensor, small.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    assert torch.equal(loaded.encode_text(PROMPTS), small.encode_text(PROMPTS))
+    assert dict(loaded.scheduler.config) == dict(small.scheduler.config)
+    assert not any(p.requires_grad for p in loaded.parameters()) and not any(m.training for m in loaded.modules())
+    there = original_weights(str(file), architecture=architecture)
+    assert there.keys() == weights.keys() and all(same(there[name], weights[name]) for name in weights)
+
+
+def test_diffusers_own_reader_finds_the_same_base(small: Base, weights: dict[str, Tensor], tmp_path: Path) -> None:
+    write_weights(weights, tmp_path / "base.safetensors", {})
+    small.save(tmp_path / "folder")
+    pipeline = StableDiffusionPipeline.from_single_file(
+        str(tmp_path / "base.safetensors"), config=str(tmp_path / "folder"), local_files_only=True, safety_checker=None
+    )
+    for part in PARTS:
+        theirs, ours = getattr(pipeline, part).state_dict(), getattr(small, part).state_dict()
+        assert theirs.keys() == ours.keys()
+        assert all(torch.equal(theirs[name].float(), ours[name]) for name in ours), part
+
+
+def test_a_folder_gives_the_same_file(small: Base, architecture: DictConfig, tmp_path: Path) -> None:
+    small.save(tmp_path / "folder")
+    there, here = original_weights(str(tmp_path / "folder")), small.original_weights()
+    assert there.keys() == here.keys()
+    for name, tensor in here.items():
+        half = name.startswith(("model.", "first_stage_model.", "cond_stage_model.")) and tensor.is_floating_point()
+        assert same(there[name], tensor.half() if half else tensor), name
+
+
+def test_what_stands_around_the_weights_is_left(
+    small: Base, weights: dict[str, Tensor], architecture: DictConfig, tmp_path: Path
+) -> None:
+    averaged = {f"model_ema.{n.replace('.', '')}": t + 1 for n, t in weights.items() if n.startswith("model.")}
+    torch.save({"state_dict": {**weights, **averaged}, "global_step": 840_000, "epoch": 3}, tmp_path / "base.ckpt")
+    loaded = Base.load(str(tmp_path / "base.ckpt"), architecture)
+    assert loaded.fingerprint(*PARTS) == small.fingerprint(*PARTS)
+    assert original_weights(str(tmp_path / "base.ckpt"), architecture=architecture).keys() == weights.keys()
+
+
+def test_the_noise_schedule_is_what_the_original_keeps(small: Base, weights: dict[str, Tensor]) -> None:
+    schedule = {name: tensor for name, tensor in weights.items() if "." not in name}
+    assert len(schedule) == 12 and all(tensor.shape == (1000,) for tensor in schedule.values())
+    whole = small.original_weights()
+    torch.testing.assert_close(whole["alphas_cumprod"], small.scheduler.alphas_cumprod, rtol=1e-5, atol=1e-7)
+    variance = [whole["posterior_variance"][t] for t in (1, 500, 999)]
+    theirs = [small.scheduler._get_variance(torch.tensor(t), variance_type="fixed_small") for t in (1, 500, 999)]
+    torch.testing.assert_close(torch.stack(variance), torch.stack(theirs), rtol=1e-4, atol=1e-8)
+
+
+def test_the_tokenizer_numbers_tokens_as_openclip_does() -> None:
+    wanted = open_clip.tokenize(PROMPTS)
+    for pad_token, number in (("!", 0), ("<|endoftext|>", 49407)):
+        tokenizer = clip_tokenizer(pad_token)
+        ours = tokenizer(PROMPTS, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
+        after_end = (wanted == 49407).cumsum(1).cumsum(1) > 1
+        assert torch.equal(ours["input_ids"], wanted.masked_fill(after_end, number))
+
+
+class Callbacks:
+    """What a training framework leaves in its checkpoints."""
+
+
+def bad_files(weights: dict[str, Tensor], folder: Path) -> dict[str, tuple[Callable[[Path], Any], str]]:
+    def keep(wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in weights.items() if wanted(name)}
+
+    def cut(file: Path) -> None:
+        write_weights(weights, file, {})
+        file.write_bytes(file.read_bytes()[:-5000])
+
+    vector = {"x": torch.zeros(2)}
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    inpainting = {**weights, first: torch.zeros(weights[first].shape[0], 9, 3, 3)}
+    return {
+        "more.ckpt": (lambda f: torch.save({"state_dict": weights, "callbacks": Callbacks()}, f), "base.trust=true"),
+        "cut.safetensors": (cut, "cut off or damaged"),
+        "cut.ckpt": (cut, "fetch the file again"),
+        "xl.safetensors": (lambda f: write_weights({**weights, "conditioner.embedders.0.x": vector["x"]}, f, {}),
+                           "an SDXL base"),
+        "lora.safetensors": (lambda f: write_weights({"lora_unet_x.lora_up.weight": vector["x"]}, f, {}), "a LoRA"),
+        "vae.ckpt": (lambda f: write_weights(keep(lambda n: n.startswith("first_stage_model")), f, {}), "is a VAE"),
+        "control.pth": (lambda f: write_weights({"control_model.input_hint_block.0.bias": vector["x"]}, f, {}),
+                        "is a ControlNet"),
+        "no_text.ckpt": (lambda f: write_weights(keep(lambda n: not n.startswith("cond_stage_model")), f, {}),
+                         "is not in it"),
+        "inpainting.ckpt": (lambda f: write_weights(inpainting, f, {}), "in_channels 9 there, 4 here"),
+        "pointer.safetensors": (lambda f: f.write_text("version https://git-lfs.github.com/spec/v1"), "git lfs pull"),
+        "page.ckpt": (lambda f: f.write_text("<!DOCTYPE html><title>404</title>"), "neither safetensors nor a pickle"),
+        "list.ckpt": (lambda f: torch.save([1, 2], f), "holds no weights"),
+        "empty.safetensors": (lambda f: f.write_bytes(b""), "fetch the file again"),
+    }  # fmt: skip
+
+
+def test_each_file_that_is_no_base_is_named_in_one_line(
+    weights: dict[str, Tensor], architecture: DictConfig, tmp_path: Path
+) -> None:
+    for name, (make, said) in bad_files(weights, tmp_path).items():
+        make(tmp_path / name)
+        with pytest.raises(InputError) as raised:
+            Base.load(str(tmp_path / name), architecture)
+        line = str(raised.value)
+        assert said in line and str(tmp_path / name) in line and "\n" not in line and len(line) < 500, (name, line)
+
+
+def test_a_pickle_that_needs_more_names_what_and_is_read_where_it_is_trusted(
+    small: Base, weights: dict[str, Tensor], architecture: DictConfig, tmp_path: Path
+) -> None:
+    file = str(tmp_path / "more.ckpt")
+    torch.save({"state_dict": weights, "callbacks": {"saved": Path("x")}}, file)
+    with pytest.raises(InputError, match="needs more than weights, pathlib"):
+        Base.load(file, architecture)
+    assert Base.load(file, architecture, trust=True).fingerprint("unet") == small.fingerprint("unet")
+
+
+def test_a_base_of_another_version_is_named_with_its_widths(
+    small: Base, weights: dict[str, Tensor], architecture: DictConfig, tiny: Base, tmp_path: Path
+) -> None:
+    file = str(tmp_path / "tiny.ckpt")
+    write_weights(tiny.original_weights(), Path(file), {})
+    with pytest.raises(InputError, match=re.escape("block_out_channels [64, 128, 128] there")) as raised:
+        Base.load(file, architecture)
+    assert f"cross_attention_dim 128 there, {small.unet.config['cross_attention_dim']} here" in str(raised.value)
+    with pytest.raises(InputError, match="give base=sd15, sd21 or sd21_768"):
+        Base.load(file)
+
+
+def test_a_file_without_the_older_library_s_prefix_is_read_too(
+    small: Base, weights: dict[str, Tensor], architecture: DictConfig, tmp_path: Path
+) -> None:
+    renamed = {name.replace("transformer.text_model.", "transformer."): tensor for name, tensor in weights.items()}
+    write_weights(renamed, tmp_path / "base.ckpt", {})
+    loaded = Base.load(str(tmp_path / "base.ckpt"), architecture)
+    assert loaded.fingerprint("text_encoder") == small.fingerprint("text_encoder")
