@@ -22,6 +22,8 @@ OPTIONS = [
 ]
 
 
+# Groups that one task alone has.
+TASKS = {"control_mode": "task=sample", "format": "task=convert"}
 NEEDED = {
     **{f"data={format}": ["data.root=photos"] for format in ("folder", "imagefolder", "huggingface", "shards")},
     "init=pretrained": ["init.path=trained"],
@@ -39,7 +41,8 @@ def keys(cfg: DictConfig, prefix: str = "") -> set[str]:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_its_interpolations_resolve(option: str) -> None:
-    beside = ["task=sample"] if option.startswith("control_mode=") else NEEDED.get(option, [])  # that task's own group
+    task = TASKS.get(option.partition("=")[0])
+    beside = [task] if task else NEEDED.get(option, [])
     cfg = composed(option, *beside)
     OmegaConf.resolve(cfg)
 

@@ -108,7 +108,11 @@ def write_weights(weights: Mapping[str, Tensor], file: Path, metadata: Mapping[s
     loaded back and compared before it takes its place: it is there whole and right, or not at all. Raises InputError if
     what was written is not what is read.
     """
-    stored = {name: _alone(tensor) for name, tensor in weights.items()}
+    stored: dict[str, Tensor] = {}
+    held: set[int] = set()
+    for name, tensor in weights.items():
+        stored[name] = tensor = _alone(tensor, held)
+        held.add(tensor.data_ptr())
     part = file.with_name(file.name + ".part")
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -137,11 +141,14 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b)
 
 
-def _alone(tensor: Tensor) -> Tensor:
-    """The tensor in memory of its own: of a view, a pickle would hold the whole, and safetensors takes none."""
+def _alone(tensor: Tensor, held: Collection[int]) -> Tensor:
+    """The tensor in memory of its own, none of that which starts at `held`.
+
+    Of a view, a pickle would hold the whole; and safetensors takes no memory twice.
+    """
     tensor = tensor.detach().cpu().contiguous()
     whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor if whole else tensor.clone()
+    return tensor if whole and tensor.data_ptr() not in held else tensor.clone()
 
 
 def _short(error: Exception) -> str:

@@ -1,8 +1,6 @@
 """A base under the control of a branch: what every model is."""
 
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 
 from cnx.base import Base
 from cnx.model.residuals import Residuals
-from cnx.model.saved import read_branch
+from cnx.model.saved import read_branch, replaced
 
 Links = Literal["all", "mid"]
 Unlock = Literal["decoder", "all"]
@@ -206,11 +204,11 @@ class Controlled(nn.Module):
         """
         links = self.links
         self.link("all")
-        with _replaced(folder / "controlnet") as part:
+        with replaced(folder / "controlnet") as part:
             self.branch.save_pretrained(part, safe_serialization=True)
         self.link(links)
         if self.base_trained:
-            with _replaced(folder / "base") as part:
+            with replaced(folder / "base") as part:
                 self.base.save(part, dtype=torch.float32)
 
     def load(self, folder: Path) -> None:
@@ -220,16 +218,3 @@ class Controlled(nn.Module):
         """
         self.link("all")
         self.branch.load_state_dict(read_branch(folder / "controlnet", self.branch))
-
-
-@contextmanager
-def _replaced(folder: Path) -> Iterator[Path]:
-    """A folder to write to, that takes the place of `folder` once it is whole."""
-    part, old = (folder.with_name(folder.name + end) for end in (".part", ".old"))
-    for leftover in (part, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    yield part
-    if folder.exists():
-        folder.rename(old)
-    part.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
