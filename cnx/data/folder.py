@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
@@ -10,7 +11,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from cnx.errors import InputError
 
@@ -169,23 +170,50 @@ def read_file(file: File) -> bytes:
         raise InputError(f"{file}: cannot be read ({error.strerror or error}); restore it") from None
 
 
-def decode(name: object, data: bytes, behind: int = BEHIND_TARGET) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode an image file's bytes as `load_image` does; `name` says in messages which file it is."""
+def decode(
+    name: object, data: bytes, behind: int = BEHIND_TARGET, least: tuple[int, int] | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode an image file's bytes as `load_image` does; `name` says in messages which file it is.
+
+    least: height and width that the caller needs at least. A JPEG at least twice, four or eight times as large is
+    decoded at that share of its size, which takes less time and memory. None: the image's own.
+    """
+    with _opened(name, data) as file:
+        if least is not None:
+            tall, wide = least if _is_upright(file) else least[::-1]
+            file.draft(None, (wide, tall))  # pyright: ignore[reportArgumentType]  (None keeps the mode)
+        file.load()
+        image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I"):  # 16-bit grey; Pillow has 16-bit colour reduced to its high byte by now
+            grey = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
+            image = Image.fromarray(grey.astype(np.uint8))
+        elif image.mode == "F":
+            raise ValueError("floating-point pixels have no defined range")
+        elif image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (behind, behind, behind, 255)), image)
+        return np.asarray(image.convert("RGB"))
+
+
+def size_of(name: object, data: bytes) -> tuple[int, int]:
+    """Height and width that `decode` would give, from the file's head alone. Raises InputError as that does."""
+    with _opened(name, data) as file:
+        return (file.height, file.width) if _is_upright(file) else (file.width, file.height)
+
+
+def _is_upright(file: Image.Image) -> bool:
+    return file.getexif().get(ExifTags.Base.Orientation, 1) < 5  # 5 to 8 turn by a quarter
+
+
+@contextmanager
+def _opened(name: object, data: bytes) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(data)) as file:
-            file.load()
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):  # 16-bit grey; Pillow has 16-bit colour reduced to its high byte by now
-                grey = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
-                image = Image.fromarray(grey.astype(np.uint8))
-            elif image.mode == "F":
-                raise ValueError("floating-point pixels have no defined range")
-            elif image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, (behind, behind, behind, 255)), image)
-            return np.asarray(image.convert("RGB"))
+            yield file
     except UnidentifiedImageError:
         raise InputError(f"{name}: not an image of a known format; replace it") from None
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name}: too many pixels to decode safely; make it smaller ({error})") from None
     except Exception as error:  # Pillow's readers raise anything from SyntaxError to struct.error on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{name}: not a readable image ({reason}); replace it") from error
