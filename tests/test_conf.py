@@ -23,7 +23,7 @@ OPTIONS = [
 
 
 # Groups that one task alone has.
-TASKS = {"control_mode": "task=sample", "format": "task=convert"}
+TASKS = {"control_mode": "task=sample", "format": "task=convert", "resize": "task=prepare", "caption": "task=prepare"}
 NEEDED = {
     **{f"data={format}": ["data.root=photos"] for format in ("folder", "imagefolder", "huggingface", "shards")},
     "init=pretrained": ["init.path=trained"],

@@ -9,7 +9,6 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
 import run
 from cnx.condition import Canny
@@ -169,32 +168,6 @@ SUBJECTS = [Subject((Path("x.png"),), photo=None, caption="three birds"), Subjec
 )
 def test_where_prompts_come_from(changes: dict[str, Any], prompts: list[str]) -> None:
     assert read_prompts(settings(**changes), SUBJECTS) == prompts
-
-
-@pytest.fixture
-def blip(tmp_path: Path) -> Path:
-    """A BLIP of toy size with random weights: what it says is nonsense, in its own few words."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]", *"abcdefghij"]
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
-    tokenizer = BertTokenizer(str(tmp_path / "vocab.txt"))
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    ids = {"bos_token_id": 5, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
-    config = BlipConfig(
-        text_config={
-            **sizes,
-            **ids,
-            "vocab_size": len(words),
-            "encoder_hidden_size": 16,
-            "max_position_embeddings": 64,
-        },
-        vision_config={**sizes, "image_size": 32, "patch_size": 16},
-    )
-    torch.manual_seed(0)
-    folder = tmp_path / "blip"
-    BlipForConditionalGeneration(config).save_pretrained(folder)
-    processor = BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer)
-    processor.save_pretrained(folder)
-    return folder
 
 
 def test_a_photo_without_a_caption_is_captioned(blip: Path) -> None:
