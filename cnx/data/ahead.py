@@ -8,18 +8,19 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from rich import get_console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 T = TypeVar("T")
 R = TypeVar("R")
+LONG = 10_000  # of whatever is counted: below, a log needs no progress
 
 
-def map_ahead(function: Callable[[T], R], values: Iterable[T], ahead: int) -> Iterator[R]:
-    """Yield `function` of each value in order; the next `ahead` values are worked on in threads meanwhile.
+def map_ahead(function: Callable[[T], R], values: Iterable[T], ahead: int, workers: int | None = None) -> Iterator[R]:
+    """Yield `function` of each value in order; the next `ahead` values are worked on in `workers` threads meanwhile.
 
     Reading, hashing and decoding release Python's lock, and more threads than cores hide a slow disk.
     """
-    with ThreadPoolExecutor(max_workers=2 * (os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=workers or 2 * (os.cpu_count() or 1)) as pool:
         waiting: deque[Future[R]] = deque()
         try:
             for value in values:
@@ -33,9 +34,22 @@ def map_ahead(function: Callable[[T], R], values: Iterable[T], ahead: int) -> It
 
 
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar with the time left, on a terminal; yields what moves it on by a number of items."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, disable=not get_console().is_terminal) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda count: bar.advance(task, count)
+def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Yield a function that is told how many more of `total` are done; `done` of them were before.
+
+    Shows a bar with the time left on a terminal; elsewhere a plain line at every tenth of long work, so that a log
+    shows how far it is.
+    """
+    console = get_console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=total, completed=done)
+
+        def advance(count: int) -> None:
+            nonlocal done
+            before, done = done, done + count
+            bar.advance(task, count)
+            if not console.is_terminal and total >= LONG and 10 * before // total < 10 * done // total:
+                console.print(f"{title}: {done:,} of {total:,}", markup=False, highlight=False, soft_wrap=True)
+
+        yield advance

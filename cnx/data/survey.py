@@ -3,7 +3,6 @@
 import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,8 +12,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
 from cnx.condition import Condition
+from cnx.data.ahead import map_ahead, progress
 from cnx.data.folder import BEHIND_MAP, BEHIND_TARGET, Item, decode, fit, load_image, read_file, size_of
-from cnx.data.progress import progress
 from cnx.data.split import is_held_out
 from cnx.errors import InputError
 
@@ -124,14 +123,12 @@ def _is_flat(image: UInt8[np.ndarray, "h w 3"]) -> bool:
 def _in_threads(items: Sequence[Item], workers: int) -> Iterator[Look | InputError]:
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the error, at twice the size, counts
     threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    chunk = 256 * workers  # so that few results wait, however many items there are
+    cv2.setNumThreads(1)  # the pairs are the parallelism
     try:
-        with ThreadPoolExecutor(workers) as pool, progress("Looking at pairs", len(items)) as advance:
-            for start in range(0, len(items), chunk):
-                for looked in pool.map(look, items[start : start + chunk]):
-                    yield looked
-                    advance(1)
+        with progress("Looking at pairs", len(items)) as advance:
+            for looked in map_ahead(look, items, 256, workers):
+                yield looked
+                advance(1)
     finally:
         cv2.setNumThreads(threads)
 
@@ -219,9 +216,9 @@ def judge_fit(items: Sequence[Item], found: Survey, condition: Condition, most: 
             condition.judge(fit(other, *control.shape[:2]), control).fidelity,
         )
 
-    with ThreadPoolExecutor(workers) as pool, progress("Comparing maps with pictures", len(chosen)) as advance:
+    with progress("Comparing maps with pictures", len(chosen)) as advance:
         scores = []
-        for pair in pool.map(judge, range(len(chosen))):
+        for pair in map_ahead(judge, range(len(chosen)), 64, workers):
             scores.append(pair)
             advance(1)
     own, other = np.array(scores).reshape(-1, 2).T

@@ -19,7 +19,7 @@ from transformers import CLIPTokenizer
 from cnx.base import Base
 from cnx.base.base import find_folder
 from cnx.condition import Condition, Given
-from cnx.data.folder import BEHIND_MAP, OR_SKIP, Item, load_image, read_folder
+from cnx.data.folder import BEHIND_MAP, OR_SKIP, Item, load_image
 from cnx.data.module import ControlData
 from cnx.data.prepare.prepare import STAMP, cores
 from cnx.data.survey import Survey, judge_fit, near_copies, survey
@@ -54,7 +54,7 @@ def run(cfg: DictConfig) -> None:
     data: ControlData = instantiate(cfg.data)
     condition, known_by = _condition(cfg, Path(data.root))
     workers = cfg.workers or cores()
-    items = list(read_folder(data.root, data.limit, on_error="skip"))
+    items = data.reader(data.root, data.limit, "skip", data.cache_folder)
     found = survey(items, data.fraction, workers)
 
     findings = [

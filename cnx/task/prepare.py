@@ -10,10 +10,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from cnx.condition import Condition, Given
-from cnx.data.folder import BEHIND_MAP, load_image
+from cnx.data.folder import BEHIND_MAP, load_image, read_folder
 from cnx.data.prepare.caption import Captions
 from cnx.data.prepare.prepare import Item, Prepared, prepare
 from cnx.data.prepare.resize import Resize
+from cnx.data.shards import write_shards
 from cnx.errors import InputError
 from cnx.report import save_image
 from cnx.report.sheet import contact_sheet, framed
@@ -37,6 +38,8 @@ def run(cfg: DictConfig) -> None:
     captions: Captions = instantiate(cfg.caption)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     out = Path(str(cfg.out))
+    if cfg.shards is not None:
+        write_shards([], Path(str(cfg.shards)))  # that it can be done is found out before the work
     found = prepare(
         Path(str(cfg.source)),
         out,
@@ -50,6 +53,8 @@ def run(cfg: DictConfig) -> None:
         workers=cfg.workers,
     )
     save_image(_sheet(found.items, out, condition, cfg), out / "contact_sheet.png")
+    if cfg.shards is not None:
+        write_shards(read_folder(out), Path(str(cfg.shards)))
     for line in summary(found, cfg, time.perf_counter() - began):
         say(line)
 
@@ -74,11 +79,11 @@ def summary(found: Prepared, cfg: DictConfig, seconds: float) -> list[str]:
         lines.append(f"  {many}: the prompt is empty" + ("; caption=blip would write them" * (captionless == pairs)))
     if found.stray:
         lines.append(f"  {found.stray:,} older pairs, whose photos are gone or changed, are kept but not listed")
+    if cfg.shards is not None:
+        lines.append(f"  the same as shards: {cfg.shards}")
     root = shlex.quote(str(cfg.out))
-    lines += [
-        f"Look at {Path(str(cfg.out)) / 'contact_sheet.png'}, then: python run.py task=check data.root={root}",
-    ]
-    return lines
+    sheet = Path(str(cfg.out)) / "contact_sheet.png"
+    return [*lines, f"Look at {sheet}, then: python run.py task=check data.root={root}"]
 
 
 def _sheet(items: list[Item], out: Path, condition: Condition, cfg: DictConfig) -> Any:

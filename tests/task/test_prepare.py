@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from cnx.data.folder import read_folder
+from cnx.data.shards import Shards
 from cnx.data.synthetic import Birds
 
 Execute = Callable[..., None]
@@ -43,6 +44,18 @@ def test_photos_become_a_data_set_with_a_sheet_to_look_at(
     assert "6 pairs were there" in said and "captions are other ones now" in said and "caption=blip" in said
     with pytest.raises(SystemExit, match="condition.low=50, and now condition.low=60"):
         execute(*arguments, "condition.low=60")
+
+
+def test_shards_hold_the_same_pairs(photos: Path, execute: Execute) -> None:
+    pytest.importorskip("webdataset")
+    execute("task=prepare", "source='my photos'", "out=set", "size=64", "caption=folder", "shards=shards")
+    sharded = Shards()("shards", None, "raise", Path("cache"))
+    for item, packed in zip(read_folder("set"), sharded, strict=True):
+        assert item.prompt == packed.prompt
+        assert item.source.read_bytes() == packed.source.read_bytes()
+        assert item.target.read_bytes() == packed.target.read_bytes()
+    with pytest.raises(SystemExit, match="holds shards already"):
+        execute("task=prepare", "source='my photos'", "out=set", "size=64", "caption=folder", "shards=shards")
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,9 @@ import json
 import os
 import time
 import warnings
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from cnx.condition import Condition
+from cnx.data.ahead import map_ahead, progress
 from cnx.data.prepare.caption import Captions
 from cnx.data.prepare.journal import Journal
 from cnx.data.prepare.pair import ENCODINGS, Dropped, OutputError, Pair, PairMaker, write_whole
 from cnx.data.prepare.photos import Photo, find_photos
 from cnx.data.prepare.resize import Resize
-from cnx.data.progress import progress
 from cnx.errors import InputError
 
 STAMP = "prepared.json"
@@ -198,29 +197,21 @@ def _make_pairs(maker: PairMaker, photos: Sequence[Photo], workers: int) -> tupl
     pairs: dict[str, Pair | Dropped] = dict(_still_good(journal, photos, maker))
     kept = set(pairs)
     missing = [photo for photo in photos if photo.path not in kept]
-    chunks = (missing[start : start + CHUNK] for start in range(0, len(missing), CHUNK))
+    chunks = [missing[start : start + CHUNK] for start in range(0, len(missing), CHUNK)]
 
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the error, at twice the size, counts
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # the photos are the parallelism
-    pool = ThreadPoolExecutor(workers)
+    results = map_ahead(lambda chunk: [maker(photo) for photo in chunk], chunks, 2 * workers, workers)
     try:
-        with progress("Preparing photos", len(photos), done=len(pairs)) as advance:
-            running: deque[tuple[list[Photo], Future[list[Pair | Dropped]]]] = deque()
-            while True:
-                while len(running) < 2 * workers and (chunk := next(chunks, None)):
-                    running.append((chunk, pool.submit(lambda chunk: [maker(photo) for photo in chunk], chunk)))
-                if not running:
-                    break
-                chunk, future = running.popleft()
-                results = list(zip(chunk, future.result(), strict=True))
-                pairs |= {photo.path: pair for photo, pair in results}
+        with closing(results), progress("Preparing photos", len(photos), done=len(pairs)) as advance:
+            for chunk, done in zip(chunks, results, strict=True):
+                found = list(zip(chunk, done, strict=True))
+                pairs |= {photo.path: pair for photo, pair in found}
                 # Only what is written is noted: a photo that could not be read is tried again next time.
-                made = [asdict(photo) | asdict(pair) for photo, pair in results if isinstance(pair, Pair)]
-                journal.append(made)
+                journal.append(asdict(photo) | asdict(pair) for photo, pair in found if isinstance(pair, Pair))
                 advance(len(chunk))
     finally:
-        pool.shutdown(cancel_futures=True)
         cv2.setNumThreads(threads)
     return pairs, kept
 
