@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -15,7 +15,9 @@ R = TypeVar("R")
 LONG = 10_000  # of whatever is counted: below, a log needs no progress
 
 
-def map_ahead(function: Callable[[T], R], values: Iterable[T], ahead: int, workers: int | None = None) -> Iterator[R]:
+def map_ahead(
+    function: Callable[[T], R], values: Iterable[T], ahead: int, workers: int | None = None
+) -> Generator[R, None, None]:
     """Yield `function` of each value in order; the next `ahead` values are worked on in `workers` threads meanwhile.
 
     Reading, hashing and decoding release Python's lock, and more threads than cores hide a slow disk.

@@ -29,7 +29,7 @@ from cnx.report.sheet import contact_sheet, framed
 from cnx.report.table import Table
 from cnx.task.prepare import shortened
 from cnx.task.run_folder import given_overrides, note_choices
-from cnx.task.train import say
+from cnx.task.train import base_settings, say
 
 SHEET_ITEMS, SHEET_SIDE = 24, 192  # pairs on the contact sheet, half of them with a problem at most; size in px
 GOOD, NOTE, WARNING, FAILS = "good", "note", "WARNING", "TRAINING FAILS"
@@ -65,7 +65,7 @@ def run(cfg: DictConfig) -> None:
         Finding("maps", *_some(found.empty, WARNING, "empty: one colour all over"), _pairs(found.empty)),
         _fit(items, found, condition, known_by, cfg.sample, workers),
         *_copies(items, found),
-        *_captions(items, _tokenizer(cfg.base.path)),
+        *_captions(items, _tokenizer(cfg)),
     ]
     out = Path(cfg.out or Path(cfg.runs) / "check" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
     _write(out, items, findings)
@@ -89,12 +89,12 @@ def _condition(cfg: DictConfig, root: Path) -> tuple[Condition, str]:
     return instantiate(cfg.condition), f"condition={cfg.choices.get('condition')}"
 
 
-def _tokenizer(path: str) -> CLIPTokenizer:
+def _tokenizer(cfg: DictConfig) -> CLIPTokenizer:
     """The base's tokenizer, alone where it can be had alone."""
-    folder = find_folder(path)
+    folder = find_folder(cfg.base.path)
     if folder is not None and (folder / "tokenizer").is_dir():
         return CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    return Base.load(path).tokenizer
+    return Base.load(**base_settings(cfg)).tokenizer
 
 
 def _pairs(chosen: np.ndarray) -> dict[int, str]:
