@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from cnx.base import Base, find_folder
+from cnx.base import Base, find, find_folder
 from cnx.data.module import Batch
 from cnx.errors import InputError
 from cnx.model import Controlled
@@ -297,7 +297,7 @@ def _devices(cfg: DictConfig) -> int:
 def _can_run(cfg: DictConfig) -> bool:
     """Whether this machine has the device, and the base's weights are here."""
     device = cfg.trainer.accelerator not in ("gpu", "cuda") or torch.cuda.is_available()
-    return device and find_folder(str(cfg.base.path)) is not None and _devices(cfg) == 1
+    return device and find(str(cfg.base.path)) is not None and _devices(cfg) == 1
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -1,5 +1,6 @@
 """ControlNets in every format: the same bytes there and back, and one line for each file that is none."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def saved_of(model: Full, dtype: torch.dtype) -> SavedBranch:
 @pytest.fixture(scope="module")
 def model(small: Base, scatter: Callable[[nn.Module], None]) -> Full:
     torch.manual_seed(1)
-    model = Full(small, (16, 32, 96, 256))
+    model = Full(copy.deepcopy(small), (16, 32, 96, 256))
     scatter(model.branch)
     return model
 
@@ -97,18 +98,18 @@ def test_the_published_architectures_need_no_word_beside_their_weights(branch: S
 
 
 def test_other_architectures_settings_are_kept_beside_their_weights(
-    tiny: Base, tiny_conf: DictConfig, scatter: Callable[[nn.Module], None], tmp_path: Path
+    own_tiny: Base, tiny_conf: DictConfig, scatter: Callable[[nn.Module], None], tmp_path: Path
 ) -> None:
     torch.manual_seed(1)
-    model = Full(tiny, tiny_conf.hint_channels)
+    model = Full(own_tiny, tiny_conf.hint_channels)
     scatter(model.branch)
     branch = saved_of(model, torch.float32)
     for form, name in FORMATS.values():
-        form.write(branch, tmp_path / name, tiny.original_weights)
+        form.write(branch, tmp_path / name, own_tiny.original_weights)
         check_equal(branch, read_saved(tmp_path / name, "trust"))
     torch.manual_seed(2)
-    other = Full(tiny, tiny_conf.hint_channels)
-    Pretrained(str(tmp_path / "canny.pth"))(tiny, other.branch)
+    other = Full(own_tiny, tiny_conf.hint_channels)
+    Pretrained(str(tmp_path / "canny.pth"))(own_tiny, other.branch)
     assert all(torch.equal(t, other.branch.state_dict()[name]) for name, t in model.branch.state_dict().items())
 
 
@@ -140,17 +141,17 @@ def test_a_pretrained_branch_comes_from_a_folder_or_a_file(model: Full, small: B
     for form, name in (FORMATS["diffusers"], FORMATS["original"]):
         form.write(branch, tmp_path / name, dict)
         torch.manual_seed(2)
-        other = Full(small, (16, 32, 96, 256))
+        other = Full(copy.deepcopy(small), (16, 32, 96, 256))
         Pretrained(str(tmp_path / name))(small, other.branch)
         assert all(torch.equal(t, other.branch.state_dict()[n]) for n, t in model.branch.state_dict().items())
 
 
-def test_a_name_that_does_not_suit_the_format_is_refused(tiny: Base, tiny_conf: DictConfig, tmp_path: Path) -> None:
+def test_a_name_that_does_not_suit_the_format_is_refused(own_tiny: Base, tiny_conf: DictConfig, tmp_path: Path) -> None:
     for name, wrong in (("diffusers", "x.pth"), ("original", "x.safetensors"), ("safetensors", "folder")):
         with pytest.raises(InputError, match="give a name"):
             FORMATS[name][0].check(tmp_path / wrong)
         FORMATS[name][0].check(tmp_path / FORMATS[name][1])
-    light = Light(tiny, tiny_conf.hint_channels, kernel_size=3).branch
+    light = Light(own_tiny, tiny_conf.hint_channels, kernel_size=3).branch
     settings = plain_settings(light.config)
     branch = SavedBranch("LightBranch", settings, light.state_dict(), frozenset(settings))
     with pytest.raises(InputError, match="no names for a LightBranch; give format=diffusers"):
@@ -160,7 +161,7 @@ def test_a_name_that_does_not_suit_the_format_is_refused(tiny: Base, tiny_conf: 
 
 
 def test_each_file_that_is_no_controlnet_for_this_base_is_named_in_one_line(
-    model: Full, tiny: Base, tiny_conf: DictConfig, tmp_path: Path
+    model: Full, own_tiny: Base, tiny_conf: DictConfig, tmp_path: Path
 ) -> None:
     branch = saved_of(model, torch.float16)
     FORMATS["safetensors"][0].write(branch, tmp_path / "good.safetensors", dict)
@@ -196,7 +197,7 @@ def test_each_file_that_is_no_controlnet_for_this_base_is_named_in_one_line(
         assert part in line and str(tmp_path / name) in line and "\n" not in line and len(line) < 400, line
     assert "init.trust=true" in str(_refusal(tmp_path / "more.pth", model))
     Pretrained(str(tmp_path / "more.pth"), trust=True)(model.base, Full(model.base, (16, 32, 96, 256)).branch)
-    here = Full(tiny, tiny_conf.hint_channels)
+    here = Full(own_tiny, tiny_conf.hint_channels)
     line = str(_refusal(tmp_path / "good.safetensors", here))
     assert f"cross_attention_dim {branch.settings['cross_attention_dim']} there, 128 here" in line
     assert f"block_out_channels {branch.settings['block_out_channels']} there, [64, 128, 128] here" in line

@@ -4,6 +4,7 @@ What the original computes is written down here anew, from the papers (arXiv 211
 3) and the names of its weights: what a place in the network does is seen by the names that it has.
 """
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -138,7 +139,7 @@ def original_eps(
 @pytest.fixture(scope="module")
 def model(small: Base, scatter: Callable[[nn.Module], None]) -> Full:
     torch.manual_seed(1)
-    model = Full(small, HINT)
+    model = Full(copy.deepcopy(small), HINT)
     scatter(model.branch)
     return model
 
