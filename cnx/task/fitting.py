@@ -74,7 +74,9 @@ def economise(cfg: DictConfig, model: Controlled) -> None:
         model.halve_locked(HALVES[cfg.trainer.precision])
     if memory.gradient_checkpointing:
         model.checkpoint_activations()
-    if memory.offload:
+    data = cfg.data
+    encoded_once = data.get("cache") == "all" and not data.get("random_crop") and not data.get("random_flip")
+    if memory.offload and encoded_once:  # what is needed in each step stays at hand
         model.base.put_away()
     if cfg.compile:
         model.compile_blocks()

@@ -80,7 +80,7 @@ class Measured:
 
 
 def run(cfg: DictConfig) -> None:
-    """Say what the run that `cfg` describes will need of memory, disk and time; nothing is trained or written.
+    """Say what the run that `cfg` describes will need of memory, disk and time; nothing is trained.
 
     Memory is found out on tensors without contents, at full size and without the weights; where the base and the
     device are here, a few steps are measured too. Raises InputError as the run itself would.
@@ -122,7 +122,8 @@ def estimate(cfg: DictConfig, accumulated: int, processes: int = 1) -> Need:
     ledger, flops = Ledger(), FlopCounterMode(display=False)
     with ledger:
         step = 0
-        for counted in (nullcontext(), flops):  # in the second pass the first one's gradients are there
+        # In the second pass the first one's gradients are there. FLOP apart: their counter holds what it has counted.
+        for counted in (flops, nullcontext()):
             ledger.peak = before = ledger.now
             with counted:
                 with autocast:

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from cnx.callback import EMA, Probe, averaged
+from cnx.condition import Agreement
 from cnx.errors import InputError
 from cnx.sampler import DDIM
 
@@ -79,10 +80,8 @@ def test_a_probe_draws_with_the_average_of_its_own_step(fit: Fit) -> None:
             return super().__call__(model, *args, **kwargs)
 
     class Likeness:
-        def fidelity(self, drawn: Any, wanted: Any) -> float:
-            return 0.5
-
-        fidelity_exact = fidelity
+        def judge(self, drawn: Any, wanted: Any) -> Agreement:
+            return Agreement(0.5, 0.5)
 
     ema = EMA(0.9)
     probe = Probe(Likeness(), Watch(steps=1), items=1, every=2, gain_every=2, budget=None, adaptive=False)

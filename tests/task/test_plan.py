@@ -1,0 +1,104 @@
+"""The plan's numbers against what tensors with contents need."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+import run
+from cnx.data.module import Batch
+from cnx.task import plan
+from cnx.task.ledger import Ledger
+from cnx.task.plan import cache_bytes, count_pairs, estimate, optimizer_bytes
+from cnx.task.run_folder import note_choices
+
+CONF = Path(run.__file__).parent / "conf"
+
+PLAN = ("task=plan", "trainer.accelerator=cpu", "trainer.precision=32-true", "micro_batch=2")
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def test_the_ledger_forgets_what_is_gone() -> None:
+    with Ledger() as ledger:
+        first = torch.ones(1000)
+        view = first[:10]
+        assert ledger.now == 4000
+        second = first + 1
+        del second
+        assert ledger.now == 4000 and ledger.peak == 8000
+        del first
+        assert ledger.now == 4000, "the view holds it"
+        del view
+    assert ledger.now == 0
+
+
+@pytest.mark.parametrize("checkpointed", ["false", "true"])
+def test_a_step_without_contents_needs_what_one_with_contents_does(tiny, tiny_conf, checkpointed: str) -> None:
+    cfg = composed(*PLAN, f"memory.gradient_checkpointing={checkpointed}", f"base.path={tiny_conf.path}")
+    need = estimate(cfg, accumulated=2)
+    model = instantiate(cfg.model)(tiny).train()
+    if checkpointed == "true":
+        model.checkpoint_activations()
+    objective = instantiate(cfg.objective)
+    batch = (torch.randn(2, 4, 16, 16), torch.randn(2, 24, 128), torch.rand(2, 3, 128, 128), torch.zeros(2))
+    with Ledger() as ledger:
+        for _ in range(2):
+            ledger.peak = before = ledger.now
+            given = Batch(*(field.clone() for field in batch))
+            loss = objective(model, given, torch.randn(2, 4, 16, 16), torch.tensor([3, 800])).mean()
+            loss.backward()
+            del given, loss
+    if checkpointed == "true":
+        for part in (tiny.unet, model.branch):
+            part.disable_gradient_checkpointing()
+    assert need.step == pytest.approx(ledger.peak - before, rel=0.05)
+    assert need.gradients == need.trained == sum(4 * p.numel() for p in model.branch.parameters())
+    assert need.optimizer == pytest.approx(2 * need.trained, rel=1e-3)
+
+
+def test_checkpointing_halves_and_a_tracker_and_away_coders_show_in_the_plan(tiny_conf) -> None:
+    path = f"base.path={tiny_conf.path}"
+    plain = estimate(composed(*PLAN, path), 1)
+    lean = estimate(composed(*PLAN, path, "memory.gradient_checkpointing=true", "memory.offload=true"), 1)
+    half = estimate(composed(*PLAN, path, "trainer.precision=bf16-mixed", "memory.half_locked=true", "average=ema"), 1)
+    assert lean.step < 0.7 * plain.step and lean.standing == plain.standing - plain.coders
+    assert half.locked * 2 == plain.locked and half.average == half.trained == plain.trained
+    assert plain.flop > 0 and estimate(composed(*PLAN, path), 3).flop == 3 * plain.flop
+
+
+def test_an_8_bit_optimizer_s_state_is_reckoned_as_it_is(tiny, tiny_conf) -> None:
+    pytest.importorskip("bitsandbytes")
+    cfg = composed(*PLAN, "optimizer=adam8bit", f"base.path={tiny_conf.path}")
+    model = instantiate(cfg.model)(tiny)
+    optimizer = instantiate(cfg.optimizer)(model.parameter_groups())
+    for parameter in model.branch.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    kept = {
+        id(x): x for state in optimizer.state.values() for name, x in state.items()
+        if isinstance(x, torch.Tensor) and not name.startswith("qmap")
+    }  # fmt: skip
+    wanted = sum(x.numel() * x.element_size() for x in kept.values())
+    assert optimizer_bytes(cfg, model, 1) == pytest.approx(wanted, rel=0.01)
+
+
+def test_the_plan_is_a_table_that_says_what_fits(capsys, tiny_conf, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cfg = composed(*PLAN, "data.limit=300")
+    assert count_pairs(cfg) == (300, 300)
+    assert cache_bytes(cfg, 300, 300, (24, 128)) == 2 * (300 * 4 * 16 * 16 + 301 * 24 * 128)
+    note_choices(cfg)
+    for gib, verdict in ((1, "Fits into 1 GiB"), (0.01, "Does not fit into 0.01 GiB")):
+        cfg.memory.device_gib = gib
+        cfg.measured_steps = 1 if gib == 1 else 0
+        plan.run(cfg)
+        out = capsys.readouterr().out
+        assert verdict in out and "147 optimizer steps an epoch" in out
+        assert ("training, measured" in out) == ("s a step" in out) == (gib == 1)
