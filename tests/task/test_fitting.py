@@ -9,15 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import OmegaConf
 
-import run
 from cnx.errors import InputError
 from cnx.task.fitting import count_micro_batches, count_processes, make_optimizer
+from small_runs import REPOSITORY, composed, launch
 
-REPOSITORY = Path(run.__file__).parent
 RECIPES = sorted(file.stem for file in (REPOSITORY / "conf" / "trainer").glob("gpu_*.yaml"))
 SMALL = [
     "logger=none",
@@ -32,28 +29,7 @@ SMALL = [
 ]
 
 
-def composed(*overrides: str, whole: bool = False) -> DictConfig:
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        return compose("config", overrides=list(overrides), return_hydra_config=whole)
-
-
-@pytest.fixture(scope="session")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("workplace")
-
-
-@pytest.fixture(autouse=True)
-def in_workplace(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(workplace)
-
-
-def launch(*overrides: str) -> Path:
-    cfg = composed(*overrides, whole=True)
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    run.execute(cfg)
-    return max(Path("runs").glob("*/*"), key=lambda folder: folder.stat().st_mtime_ns)
+pytestmark = pytest.mark.usefixtures("in_workplace")
 
 
 def test_the_accumulation_follows_from_the_batch() -> None:
@@ -162,7 +138,8 @@ def test_a_run_of_before_these_keys_goes_on() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="starts its processes by fork")
 def test_two_processes_learn_what_one_does_with_twice_the_batch(tmp_path: Path) -> None:
     script = REPOSITORY / "tests" / "task" / "in_processes.py"
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    places = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
     for processes in ("1", "2"):
         command = [sys.executable, script, processes, tmp_path / f"{processes}.pt"]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
