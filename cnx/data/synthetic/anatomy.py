@@ -4,12 +4,15 @@ A bird's own axes: x ahead, y to its left, z up; half a wingspan is 1. A wing is
 to tip (1) along an arc that flapping bends, and its chord lies along x.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
 
+from cnx.data.synthetic.surface import Ball, Sheet, Spindle, Surface
+
 Outline = Float[np.ndarray, "n 2"]
+Points = Float[np.ndarray, "n 3"]  # in the image plane, x right and y down, and the distance from the viewer
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,22 @@ class Pose:
 
 @dataclass(frozen=True)
 class Part:
-    """One outline and the name of its tone, in the order of painting. x to the right, y down."""
+    """One outline, the name of its tone and the surface that it bounds, in the order of painting.
+
+    x to the right, y down. The surface stays in the bird's own units, wherever the outline is moved.
+    """
 
     tone: str
     outline: Outline
+    surface: Surface
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A bird as it is seen, around its body: outlines, farthest first, and joints (x right, y down) by name."""
+
+    parts: list[Part]
+    joints: dict[str, tuple[float, float]]
 
 
 def smooth(points: np.ndarray, per: int = 6, closed: bool = False) -> np.ndarray:
@@ -107,27 +122,42 @@ class _View:
         v = self.turn[1, 0] * x + self.turn[1, 1] * y + self.turn[1, 2] * z
         return np.stack([self.mirror * u, -v], 1)
 
-    def depth(self, points: np.ndarray) -> float:
-        """The mean distance from the viewer, from any origin."""
-        return float((points * self.turn[2]).sum(1).mean())
+    def away(self, points: np.ndarray) -> Float[np.ndarray, " n"]:
+        """The distance from the viewer, less that of the bird's middle; of (n, 3) positions."""
+        return (points * self.turn[2]).sum(1)
+
+    def seen(self, points: np.ndarray) -> Points:
+        """(n, 3) positions in the image plane, with their distance."""
+        return np.concatenate([self.flat(points), self.away(points)[:, None]], 1)
+
+    def joint(self, x: float, y: float, z: float) -> tuple[float, float]:
+        """One position in the image plane."""
+        u, v = self.flat(np.array([[x, y, z]]))[0].tolist()
+        return u, v
 
 
-def parts(pose: Pose) -> list[Part]:
-    """The outlines of a bird, farthest first, in half wingspans around its body."""
+def figure(pose: Pose) -> Figure:
+    """A bird in half wingspans around its body."""
     kind, view = SPECIES[pose.species], _View(pose)
     wings = {side: _wing(kind, pose, view, side) for side in (-1, 1)}
     near, far = sorted(wings, key=lambda side: wings[side][0])
-    far_wing = [Part("far_" + part.tone, part.outline) for part in wings[far][1]]
-    near_wing = [Part("near_" + part.tone, part.outline) for part in wings[near][1]]
-    tail, body = _tail(kind, pose, view), _body(kind, pose, view)
+    far_wing = [replace(part, tone="far_" + part.tone) for part in wings[far][1]]
+    near_wing = [replace(part, tone="near_" + part.tone) for part in wings[near][1]]
+    tail, body, joints = _tail(kind, pose, view), _body(kind, pose, view), _spine(kind, view)
+    for side, (_, _, (wrist, tip)) in wings.items():
+        # A mirrored left wing is a right one.
+        name = "left" if (side > 0) != pose.mirror else "right"
+        joints |= {f"{name} wrist": wrist, f"{name} tip": tip}
     if pose.elevation > 0.6:  # from well below, the breast hides the shoulders and both wings are in the same light
-        plain = [Part("near_" + part.tone, part.outline) for part in wings[far][1]]
-        return tail + plain + near_wing + body
-    return far_wing + tail + body + near_wing
+        plain = [replace(part, tone="near_" + part.tone) for part in wings[far][1]]
+        return Figure(tail + plain + near_wing + body, joints)
+    return Figure(far_wing + tail + body + near_wing, joints)
 
 
-def _wing(kind: Species, pose: Pose, view: _View, side: int) -> tuple[float, list[Part]]:
-    """The depth and the outlines of one wing; `side` +1 is the bird's left."""
+def _wing(
+    kind: Species, pose: Pose, view: _View, side: int
+) -> tuple[float, list[Part], tuple[tuple[float, float], tuple[float, float]]]:
+    """The depth, the outlines, and the two joints (wrist and tip) of one wing; `side` +1 is the bird's left."""
     beat, late = np.sin(pose.flap), np.sin(pose.flap - 0.7)
     inner, outer = 0.2 + 0.75 * beat, -0.12 + 0.95 * late
     bend = np.clip((S - 0.15) / 0.6, 0, 1)
@@ -136,9 +166,12 @@ def _wing(kind: Species, pose: Pose, view: _View, side: int) -> tuple[float, lis
     across = np.concatenate([[0], np.cumsum(np.cos(angle) * step)[:-1]]) + 0.5 * kind.girth
     above = np.concatenate([[0], np.cumsum(np.sin(angle) * step)[:-1]]) + 0.35 * kind.girth
 
-    def place(s: np.ndarray, x: np.ndarray) -> Outline:
+    def lift(s: np.ndarray, x: np.ndarray) -> np.ndarray:
         y, z = np.interp(s, S, across), np.interp(s, S, above)
-        return view.flat(np.stack([x, side * y, z], 1))
+        return np.stack([x, side * y, z], 1)
+
+    def place(s: np.ndarray, x: np.ndarray) -> Outline:
+        return view.flat(lift(s, x))
 
     s = np.sin(np.linspace(0, 0.5 * np.pi, 25))  # closer towards the tip, where the outline turns
     hand = np.clip((s - 0.32) / 0.68, 0, None)
@@ -153,6 +186,7 @@ def _wing(kind: Species, pose: Pose, view: _View, side: int) -> tuple[float, lis
     sheet = np.stack([lead, side * np.interp(s_end, S, across), np.interp(s_end, S, above)], 1)
     whole = np.concatenate([place(s_end, lead), place(s_end[::-1], trail[::-1])])
     coverts = np.concatenate([place(s_end, lead), place(s_end[::-1], (lead - 0.5 * chord)[::-1])])
+    web = Sheet.through(view.seen(np.concatenate([lift(s_end, lead - share * chord) for share in (0, 0.5, 1)])))
     out = []
     if kind.fingers:
         # Five finger feathers, last to first, from a line across the wing's end.
@@ -164,13 +198,17 @@ def _wing(kind: Species, pose: Pose, view: _View, side: int) -> tuple[float, lis
             (0.3, 0.5, 0.16),
         ):
             root_x = float(np.interp(0.8, s, lead - at * chord))
-            out.append(Part("tip", place(*_feather(0.54, root_x, angle_, length, 0.058))))
-    out += [Part("flight", whole), Part("wing", coverts)]
+            out.append(Part("tip", place(*_feather(0.54, root_x, angle_, length, 0.058)), web))
+    out += [Part("flight", whole, web), Part("wing", coverts, web)]
     if not kind.fingers:
         cut = s > 0.66
         tip = np.concatenate([place(s[cut], lead[cut]), place(s[cut][::-1], trail[cut][::-1])])
-        out.append(Part("tip", tip))
-    return view.depth(sheet), out
+        out.append(Part("tip", tip, web))
+    wrist, tip = (
+        view.joint(*lift(np.array([at * end]), np.array([np.interp(at, s, lead - 0.15 * chord)]))[0])
+        for at in (0.4, 0.98)
+    )
+    return float(view.away(sheet).mean()), out, (wrist, tip)
 
 
 def _feather(s: float, x: float, angle: float, length: float, width: float) -> tuple[np.ndarray, np.ndarray]:
@@ -196,7 +234,18 @@ def _tail(kind: Species, pose: Pose, view: _View) -> list[Part]:
             [[root, 0.6 * kind.girth, 0]],
         ]
     )
-    return [Part("tail", view.flat(fan))]
+    return [Part("tail", view.flat(fan), Sheet.through(view.seen(fan)))]
+
+
+def _spine(kind: Species, view: _View) -> dict[str, tuple[float, float]]:
+    """The joints from beak to tail."""
+    face = 0.42 * kind.body + kind.neck
+    return {
+        "beak": view.joint(face + kind.head + 0.8 * kind.beak, 0, 0.03),
+        "head": view.joint(face, 0, 0.04),
+        "body": view.joint(0.05 * kind.body, 0, -0.02),
+        "tail": view.joint(-0.44 * kind.body - 0.6 * kind.tail, 0, 0),
+    }
 
 
 def _body(kind: Species, pose: Pose, view: _View) -> list[Part]:
@@ -218,7 +267,8 @@ def _body(kind: Species, pose: Pose, view: _View) -> list[Part]:
         ]
     )
     curve = smooth(knots, 4)
-    axis = view.flat(np.stack([curve[:, 0], 0 * curve[:, 0], curve[:, 1]], 1))
+    line = np.stack([curve[:, 0], 0 * curve[:, 0], curve[:, 1]], 1)
+    axis = view.flat(line)
     radius = curve[:, 2:]
     ahead = axis[-1] - axis[0]
     shown = np.sqrt((ahead**2).sum())  # the length that foreshortening leaves
@@ -230,21 +280,25 @@ def _body(kind: Species, pose: Pose, view: _View) -> list[Part]:
     spindle = np.concatenate([axis + radius * down, (axis - radius * down)[::-1]])
     turn = np.linspace(0, 2 * np.pi, 20, endpoint=False)[:, None]
     ring = np.cos(turn) * ahead + np.sin(turn) * down
-    centre = view.flat(np.array([[0.05 * long, 0, -0.02], [face, 0, 0.04]]))
+    middles = np.array([[0.05 * long, 0, -0.02], [face, 0, 0.04]])
+    centre = view.flat(middles)
+    barrel = Spindle(view.seen(line), radius[:, 0])
+    breast, skull = (Ball(*at.tolist(), r) for at, r in zip(view.seen(middles), (girth, head), strict=True))
     beak_reach = head + kind.beak * max(shown, 0.5)
     droop = 0.35 if pose.species in ("eagle", "parrot") else 0.12
     beak = np.array([[0.55, -0.52], [0.85, -0.50], [0, 0], [0.85, 0.52], [0.55, 0.55]]) * head
     beak[2] = beak_reach, droop * kind.beak
     beak = centre[1] + beak[:, :1] * ahead + beak[:, 1:] * down
     out = [
-        Part("beak", beak),
-        Part("body", spindle),
-        Part("body", centre[0] + girth * ring),
-        Part("body", centre[1] + head * ring),
+        Part("beak", beak, Ball(*view.seen(middles)[1].tolist(), beak_reach)),
+        Part("body", spindle, barrel),
+        Part("body", centre[0] + girth * ring, breast),
+        Part("body", centre[1] + head * ring, skull),
     ]
     if abs(pose.elevation) < 0.6:
         low = slice(6, -9)
         belly = np.concatenate([(axis + 0.25 * radius * down)[low], (axis + 0.98 * radius * down)[low][::-1]])
-        out.append(Part("belly", belly))
-        out.append(Part("eye", centre[1] + 0.22 * head * ring + head * (0.38 * max(shown, 0.3) * ahead - 0.22 * down)))
+        out.append(Part("belly", belly, barrel))
+        eye = centre[1] + 0.22 * head * ring + head * (0.38 * max(shown, 0.3) * ahead - 0.22 * down)
+        out.append(Part("eye", eye, skull))
     return out

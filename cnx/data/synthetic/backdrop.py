@@ -203,12 +203,14 @@ def paint(backdrop: Backdrop, side: int) -> UInt8[np.ndarray, "h w 3"]:
         swell[: round(backdrop.horizon * SOFT) + 1] = 0
         _blend(canvas, swell, (red, green, blue), 130)
     for ridge, colour in zip(backdrop.ridges, mood.hills, strict=False):
-        x = np.linspace(0, 1, len(ridge))
-        outline = np.concatenate(
-            [[(-0.1, 1.1), (-0.1, ridge[0])], np.stack([x, ridge], 1), [(1.1, ridge[-1]), (1.1, 1.1)]]
-        )
-        fill(canvas, outline, colour)
+        fill(canvas, hill(ridge), colour)
     return canvas
+
+
+def hill(ridge: tuple[float, ...]) -> np.ndarray:
+    """The outline (n, 2) of a range of hills, down to below the image."""
+    x = np.linspace(0, 1, len(ridge))
+    return np.concatenate([[(-0.1, 1.1), (-0.1, ridge[0])], np.stack([x, ridge], 1), [(1.1, ridge[-1]), (1.1, 1.1)]])
 
 
 def fill(canvas: np.ndarray, outline: np.ndarray, colour: Colour | int) -> None:

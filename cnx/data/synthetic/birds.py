@@ -10,9 +10,11 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from cnx.data.synthetic.anatomy import SPECIES, Part, Pose, parts
+from cnx.condition.geometry import Geometry
+from cnx.data.synthetic.anatomy import SPECIES, Figure, Part, Pose, figure
 from cnx.data.synthetic.backdrop import MOODS, Backdrop, Colour, compose, fill, luma, paint
 from cnx.data.synthetic.pair import Pair
+from cnx.data.synthetic.truth import ANIMAL, SKY, Canvas, lay_backdrop
 
 SEED = 7_574
 FINE = 2  # drawn at this multiple of the size, then averaged down
@@ -34,11 +36,18 @@ PLUMAGE: dict[str, Colour] = {
 
 @dataclass(frozen=True)
 class Bird:
-    """One bird: how it is posed, and its outlines in shares of the image's side, farthest first."""
+    """One bird: how it is posed, and its outlines in shares of the image's side, farthest first.
+
+    joints: positions in the same shares by name. Half its wingspan is `scale` of the side, and what is at `middle` in
+    its own units is in the middle of `box`.
+    """
 
     pose: Pose
     outlines: tuple[Part, ...]
     box: tuple[float, float, float, float]
+    joints: dict[str, tuple[float, float]]
+    middle: tuple[float, float]
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,19 @@ class Birds:
         edges = cv2.Canny(cv2.cvtColor(target, cv2.COLOR_RGB2GRAY), 100, 200)
         return Pair(cv2.cvtColor(edges, cv2.COLOR_GRAY2RGB), target, scene.prompt)
 
+    def geometry(self, index: int, size: int) -> Geometry:
+        """The space that item `index` shows: birds as far away as they are small, before sky, sea or hills."""
+        scene = self.scene(index)
+        canvas = Canvas(size, SKY)
+        lay_backdrop(canvas, scene.backdrop)
+        for bird in scene.birds:
+            left, top, right, bottom = bird.box
+            centre = (left + right) / 2, (top + bottom) / 2
+            for part in bird.outlines:
+                where = canvas.inside(part.outline)
+                canvas.lay_surface(where, ANIMAL, part.surface, bird.middle, centre, bird.scale)
+        return canvas.geometry(tuple(bird.joints for bird in scene.birds))
+
     def prompt(self, index: int) -> str:
         """The caption of item `index`, without drawing it."""
         return self.scene(index).prompt
@@ -208,11 +230,11 @@ def _flock(rng: np.random.Generator, backdrop: Backdrop) -> tuple[Bird, ...]:
             beat = _beat(rng, soaring)
             yaw, elevation, roll = (mean + rng.uniform(-1, 1, 3) * np.array((0.12, 0.08, 0.12))).tolist()
             pose = Pose(species, beat, yaw, elevation, roll, mirror)
-            shape = parts(pose)
-            points = np.concatenate([part.outline for part in shape])
+            shape = figure(pose)
+            points = np.concatenate([part.outline for part in shape.parts])
             least, most = points.min(0), points.max(0)
             # Seen edge-on, it is drawn again.
-            if attempt == 3 or _area(shape) > SLENDER * (most - least).max() ** 2:
+            if attempt == 3 or _area(shape.parts) > SLENDER * (most - least).max() ** 2:
                 shapes.append((pose, shape, (least + most) / 2, (most - least) / 2, rng.uniform(low, high)))
                 break
     return _place(rng, backdrop, shapes)
@@ -243,8 +265,17 @@ def _place(rng: np.random.Generator, backdrop: Backdrop, shapes: list[tuple]) ->
     birds = []
     for (pose, shape, middle, half, _), box in zip(shapes, best[1], strict=True):
         centre, scale = np.array([box[0] + box[2], box[1] + box[3]]) / 2, (box[2] - box[0]) / (2 * half[0])
-        birds.append(Bird(pose, tuple(Part(p.tone, (p.outline - middle) * scale + centre) for p in shape), box))
+        birds.append(_placed(pose, shape, middle, centre, float(scale), box))
     return tuple(birds)
+
+
+def _placed(
+    pose: Pose, shape: Figure, middle: np.ndarray, centre: np.ndarray, scale: float, box: tuple[float, ...]
+) -> Bird:
+    """A bird moved so that its `middle` is at `centre`."""
+    outlines = tuple(replace(part, outline=(part.outline - middle) * scale + centre) for part in shape.parts)
+    joints = {name: tuple(((at - middle) * scale + centre).tolist()) for name, at in shape.joints.items()}
+    return Bird(pose, outlines, box, joints, tuple(middle.tolist()), scale)
 
 
 def _beat(rng: np.random.Generator, soaring: bool) -> float:

@@ -9,7 +9,10 @@ from functools import cache
 import cv2
 import numpy as np
 
+from cnx.condition.geometry import Geometry
 from cnx.data.synthetic.pair import Pair
+from cnx.data.synthetic.surface import Ball
+from cnx.data.synthetic.truth import BALL, WALL, Canvas
 
 SEED = 50_000
 SHIFT = 4  # cv2 takes positions in 1/16 pixel
@@ -116,6 +119,15 @@ class Fill50K:
         source = np.zeros((size, size, 3), np.uint8)
         cv2.circle(source, centre, radius, (255, 255, 255), max(1, round(size / 256)), cv2.LINE_AA, SHIFT)
         return Pair(source, target, circle.prompt)
+
+    def geometry(self, index: int, size: int) -> Geometry:
+        """The space that item `index` shows: a ball before a wall. It has no skeleton, and nothing in it is straight."""
+        circle = self.scene(index)
+        canvas = Canvas(size, WALL)
+        x, y = np.meshgrid(*2 * [(np.arange(size) + 0.5) / size])
+        where = np.hypot(x - circle.x, y - circle.y) < circle.radius
+        canvas.lay_surface(where, BALL, Ball(0, 0, 0, 1), (0, 0), (circle.x, circle.y), circle.radius)
+        return canvas.geometry(skeletons=None)
 
     def prompt(self, index: int) -> str:
         """The caption of item `index`, without drawing it."""
