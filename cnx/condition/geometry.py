@@ -1,9 +1,12 @@
 """What a picture shows in space, before any map is drawn of it: known of a drawn scene, detected in a photo."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, UInt8
+
+from cnx.condition.condition import Condition, Pixels
 
 Joints = dict[str, tuple[float, float]]
 
@@ -27,3 +30,11 @@ class Geometry:
     classes: UInt8[np.ndarray, "h w"]
     skeletons: tuple[Joints, ...] | None
     lines: Float[np.ndarray, "n 4"] | None = None
+
+
+class GeometricCondition(Condition):
+    """A condition whose map is drawn of what a picture shows in space, and so is true where that is known."""
+
+    @abstractmethod
+    def draw(self, geometry: Geometry) -> Pixels:
+        """The map. Raises InputError where there is nothing to draw in any picture of that kind."""

@@ -144,10 +144,10 @@ def figure(pose: Pose) -> Figure:
     far_wing = [replace(part, tone="far_" + part.tone) for part in wings[far][1]]
     near_wing = [replace(part, tone="near_" + part.tone) for part in wings[near][1]]
     tail, body, joints = _tail(kind, pose, view), _body(kind, pose, view), _spine(kind, view)
-    for side, (_, _, (wrist, tip)) in wings.items():
+    for side, (_, _, (bend, tip)) in wings.items():
         # A mirrored left wing is a right one.
-        name = "left" if (side > 0) != pose.mirror else "right"
-        joints |= {f"{name} wrist": wrist, f"{name} tip": tip}
+        name = "left wing" if (side > 0) != pose.mirror else "right wing"
+        joints |= {f"{name} bend": bend, f"{name} tip": tip}
     if pose.elevation > 0.6:  # from well below, the breast hides the shoulders and both wings are in the same light
         plain = [replace(part, tone="near_" + part.tone) for part in wings[far][1]]
         return Figure(tail + plain + near_wing + body, joints)
@@ -157,7 +157,7 @@ def figure(pose: Pose) -> Figure:
 def _wing(
     kind: Species, pose: Pose, view: _View, side: int
 ) -> tuple[float, list[Part], tuple[tuple[float, float], tuple[float, float]]]:
-    """The depth, the outlines, and the two joints (wrist and tip) of one wing; `side` +1 is the bird's left."""
+    """The depth, the outlines, and the two joints (bend and tip) of one wing; `side` +1 is the bird's left."""
     beat, late = np.sin(pose.flap), np.sin(pose.flap - 0.7)
     inner, outer = 0.2 + 0.75 * beat, -0.12 + 0.95 * late
     bend = np.clip((S - 0.15) / 0.6, 0, 1)
@@ -204,11 +204,11 @@ def _wing(
         cut = s > 0.66
         tip = np.concatenate([place(s[cut], lead[cut]), place(s[cut][::-1], trail[cut][::-1])])
         out.append(Part("tip", tip, web))
-    wrist, tip = (
+    at_bend, at_tip = (
         view.joint(*lift(np.array([at * end]), np.array([np.interp(at, s, lead - 0.15 * chord)]))[0])
         for at in (0.4, 0.98)
     )
-    return float(view.away(sheet).mean()), out, (wrist, tip)
+    return float(view.away(sheet).mean()), out, (at_bend, at_tip)
 
 
 def _feather(s: float, x: float, angle: float, length: float, width: float) -> tuple[np.ndarray, np.ndarray]:

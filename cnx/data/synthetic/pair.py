@@ -6,6 +6,8 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import UInt8
 
+from cnx.condition.geometry import Geometry
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -28,6 +30,10 @@ class Scenes(Protocol):
 
     def draw(self, index: int, size: int) -> Pair:
         """Draw item `index`, 0 or more, as a square of `size` pixels."""
+        ...
+
+    def geometry(self, index: int, size: int) -> Geometry:
+        """The space that the picture of item `index` shows."""
         ...
 
     def prompt(self, index: int) -> str:

@@ -1,0 +1,42 @@
+"""Depth."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cnx.condition.condition import Agreement, Pixels
+from cnx.condition.detector import SCENES, depth_detector
+from cnx.condition.geometry import Geometry, GeometricCondition
+from cnx.metric import depth_rmse
+
+
+@dataclass(frozen=True)
+class Depth(GeometricCondition):
+    """Inverse depth, as MiDaS gives it and ControlNet takes it: near is white (255), infinitely far is black (0), grey.
+
+    Attributes:
+        path: the detector: the one of drawn scenes that ships with the repository, or for photos the folder or hub id
+            of a depth model of transformers (Depth Anything, DPT, ZoeDepth, ...), whose result is stretched to 0..255.
+    """
+
+    white = "near; black is far"
+    licence = "MIT (drawn scenes); of the model that path names (Depth Anything V2 Small and DPT: Apache-2.0, MIT)"
+    measure = "depth RMSE on 0..255; lower is better"
+
+    path: str = SCENES
+
+    def __call__(self, image: Pixels) -> Pixels:
+        return _grey(depth_detector(self.path).nearness(image))
+
+    def draw(self, geometry: Geometry) -> Pixels:
+        return _grey(geometry.nearness)
+
+    def compare(self, drawn: Pixels, wanted: Pixels) -> Agreement:
+        """RMSE, which ControlNet++ reports; fidelity is 1 - RMSE / 255."""
+        rmse = depth_rmse(drawn[..., 0], wanted[..., 0])
+        return Agreement(1 - rmse / 255, rmse)
+
+
+def _grey(nearness: np.ndarray) -> Pixels:
+    grey = np.round(np.clip(nearness, 0, 1) * 255).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)

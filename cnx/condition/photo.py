@@ -1,0 +1,157 @@
+"""Detectors of photos: models of transformers and diffusers, from a folder in their format or by hub id."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from cnx.base.base import find_folder
+from cnx.condition.condition import Pixels
+from cnx.condition.geometry import Joints
+from cnx.condition.skeleton import FACE, HANDS
+from cnx.errors import InputError
+
+SURE = 0.3  # the least confidence of a joint; of a person it is a half
+
+# Of the 17 points of COCO in their order, the names in OpenPose's skeleton.
+COCO = (
+    "nose", "left eye", "right eye", "left ear", "right ear", "left shoulder", "right shoulder", "left elbow",
+    "right elbow", "left wrist", "right wrist", "left hip", "right hip", "left knee", "right knee", "left ankle",
+    "right ankle",
+)  # fmt: skip
+# COCO-WholeBody goes on with six points of the feet, which OpenPose's 18 do not have, then face and hands.
+FEET = tuple(f"foot {point}" for point in range(6))
+WHOLE_BODY = (*COCO, *FEET, *FACE, *HANDS["left"], *HANDS["right"])
+
+
+def _load(make: Callable[..., Any], path: str, key: str, example: str) -> Any:
+    """Load `make.from_pretrained(path)`, onto the GPU if it is a model and there is one."""
+    try:
+        loaded = make.from_pretrained(str(find_folder(path) or path))
+    except Exception as error:  # transformers, diffusers, hub and safetensors each raise their own kinds
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"condition.{key}={path}: cannot be loaded; download a model once with a network, hf download {example}"
+            f" --local-dir models/{example.split('/')[-1]}, and give condition.{key}=<that folder> ({reason})"
+        ) from error
+    return loaded.to("cuda") if torch.cuda.is_available() and hasattr(loaded, "to") else loaded
+
+
+class DepthEstimator:
+    """A depth model of transformers: relative inverse depth, or metric depth, which is inverted."""
+
+    def __init__(self, path: str) -> None:
+        from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+
+        example = "depth-anything/Depth-Anything-V2-Small-hf"
+        self.model = _load(AutoModelForDepthEstimation, path, "path", example).eval()
+        self.processor = _load(AutoImageProcessor, path, "path", example)
+        settings = self.model.config
+        in_metres = ("zoedepth", "depth_pro", "glpn", "prompt_depth_anything")
+        self.metric = settings.model_type in in_metres or getattr(settings, "depth_estimation_type", "") == "metric"
+
+    @torch.inference_mode()
+    def nearness(self, image: Pixels) -> Float[np.ndarray, "h w"]:
+        """Inverse depth, stretched so that the farthest is 0 and the nearest 1, as the released annotators do."""
+        inputs = self.processor(images=Image.fromarray(image), return_tensors="pt").to(self.model.device)
+        outputs = self.model(**inputs)
+        found = self.processor.post_process_depth_estimation(outputs, target_sizes=[image.shape[:2]])
+        depth = found[0]["predicted_depth"].float().cpu().numpy().reshape(image.shape[:2])
+        inverse = 1 / np.maximum(depth, 1e-3) if self.metric else depth
+        low, high = inverse.min(), inverse.max()
+        return (inverse - low) / max(high - low, 1e-6)
+
+
+class NormalEstimator:
+    """Marigold's normals (Ke et al., arXiv 2505.09358), a pipeline of diffusers; one step, from fixed noise."""
+
+    def __init__(self, path: str) -> None:
+        from diffusers import MarigoldNormalsPipeline
+
+        self.pipeline = _load(MarigoldNormalsPipeline, path, "path", "prs-eth/marigold-normals-v1-1")
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    @torch.inference_mode()
+    def normal(self, image: Pixels) -> Float[np.ndarray, "h w 3"]:
+        generator = torch.Generator().manual_seed(0)
+        found = self.pipeline(Image.fromarray(image), num_inference_steps=1, generator=generator, output_type="np")
+        normal = np.asarray(found.prediction[0], np.float32)  # x to the right, y up, z to the viewer
+        return normal / np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)
+
+
+class Segmenter:
+    """A segmentation model of transformers with ADE20K's 150 classes in their order."""
+
+    def __init__(self, path: str) -> None:
+        from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+        example = "openmmlab/upernet-convnext-small"
+        self.model = _load(AutoModelForSemanticSegmentation, path, "path", example).eval()
+        self.processor = _load(AutoImageProcessor, path, "path", example)
+        if (number := self.model.config.num_labels) != 150:
+            raise InputError(f"condition.path={path}: tells {number} classes apart; give a model with ADE20K's 150")
+
+    @torch.inference_mode()
+    def classes(self, image: Pixels) -> UInt8[np.ndarray, "h w"]:
+        inputs = self.processor(images=Image.fromarray(image), return_tensors="pt").to(self.model.device)
+        outputs = self.model(**inputs)
+        found = self.processor.post_process_semantic_segmentation(outputs, target_sizes=[image.shape[:2]])[0]
+        return found.cpu().numpy().astype(np.uint8)
+
+
+class PoseEstimator:
+    """A ViTPose of transformers, with 17 points (body) or COCO-WholeBody's 133 (hands and face as well)."""
+
+    def __init__(self, path: str, people: str | None) -> None:
+        from transformers import AutoImageProcessor, AutoModelForObjectDetection, VitPoseForPoseEstimation
+
+        example = "usyd-community/vitpose-base-simple"
+        self.model: Any = _load(VitPoseForPoseEstimation, path, "path", example).eval()
+        self.processor = _load(AutoImageProcessor, path, "path", example)
+        names = {len(COCO): COCO, len(WHOLE_BODY): WHOLE_BODY}
+        if (number := self.model.config.num_labels) not in names:
+            raise InputError(f"condition.path={path}: finds {number} points; give a model with COCO's 17 or 133")
+        self.names = names[number]
+        self.people = self.finder = None
+        if people is not None:
+            example = "PekingU/rtdetr_r50vd_coco_o365"
+            self.people: Any = _load(AutoModelForObjectDetection, people, "people", example).eval()
+            self.finder = _load(AutoImageProcessor, people, "people", example)
+
+    @torch.inference_mode()
+    def skeletons(self, image: Pixels) -> tuple[Joints, ...]:
+        boxes = [self._boxes(image)]
+        if not len(boxes[0]):
+            return ()
+        inputs = self.processor(Image.fromarray(image), boxes=boxes, return_tensors="pt").to(self.model.device)
+        if getattr(self.model.config.backbone_config, "num_experts", 1) > 1:  # ViTPose++: the expert of COCO
+            expert = 5 if self.names is WHOLE_BODY else 0
+            inputs["dataset_index"] = torch.full((len(boxes[0]),), expert, device=self.model.device)
+        outputs = self.model(**inputs)
+        found = self.processor.post_process_pose_estimation(outputs, boxes=boxes, threshold=SURE)[0]
+        return tuple(body for body in map(self._body, found) if body)
+
+    def _boxes(self, image: Pixels) -> Float[np.ndarray, "n 4"]:
+        """People as (left, top, width, height)."""
+        height, width = image.shape[:2]
+        if self.people is None or self.finder is None:
+            return np.array([[0, 0, width, height]], np.float32)
+        inputs = self.finder(images=Image.fromarray(image), return_tensors="pt").to(self.people.device)
+        outputs = self.people(**inputs)
+        found = self.finder.post_process_object_detection(outputs, threshold=0.5, target_sizes=[(height, width)])[0]
+        person = {number for number, name in self.people.config.id2label.items() if name == "person"}
+        corners = [box for box, label in zip(found["boxes"].tolist(), found["labels"].tolist(), strict=True) if label in person]
+        return np.array([[a, b, c - a, d - b] for a, b, c, d in corners], np.float32).reshape(-1, 4)
+
+    def _body(self, found: dict[str, Any]) -> Joints:
+        points = zip(found["labels"].tolist(), found["keypoints"].tolist(), strict=True)
+        body = {self.names[label]: (float(x) + 0.5, float(y) + 0.5) for label, (x, y) in points}
+        for foot in FEET:
+            body.pop(foot, None)
+        if "left shoulder" in body and "right shoulder" in body:  # OpenPose's neck lies between them
+            (a, b), (c, d) = body["left shoulder"], body["right shoulder"]
+            body["neck"] = (a + c) / 2, (b + d) / 2
+        return body
