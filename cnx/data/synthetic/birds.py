@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from cnx.condition.geometry import Geometry
+from cnx.condition import Canny, Condition, Geometry
 from cnx.data.synthetic.anatomy import SPECIES, Figure, Part, Pose, figure
 from cnx.data.synthetic.backdrop import MOODS, Backdrop, Colour, compose, fill, luma, paint
-from cnx.data.synthetic.pair import Pair
+from cnx.data.synthetic.pair import Pair, control_map, has_own_maps
 from cnx.data.synthetic.truth import ANIMAL, SKY, Canvas, lay_backdrop
 
 SEED = 7_574
@@ -104,11 +104,12 @@ def plumages(mood: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Birds:
-    """7,574 pictures of flying birds; control: Canny edges of the picture at its own size."""
+    """7,574 pictures of flying birds; control: Canny edges of the picture at its own size, or what `condition` draws."""
 
     name: str = "birds"
     count: int = 7_574
     version: int = 1
+    condition: Condition | None = None
 
     def scene(self, index: int) -> Flight:
         """What item `index` shows, before any pixel."""
@@ -133,8 +134,9 @@ class Birds:
             for part in bird.outlines:
                 fill(canvas, part.outline, colours[part.tone])
         target = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
-        edges = cv2.Canny(cv2.cvtColor(target, cv2.COLOR_RGB2GRAY), 100, 200)
-        return Pair(cv2.cvtColor(edges, cv2.COLOR_GRAY2RGB), target, scene.prompt)
+        condition = Canny() if has_own_maps(self.condition) else self.condition
+        source = control_map(condition, target, lambda: self.geometry(index, size))
+        return Pair(source, target, scene.prompt)
 
     def geometry(self, index: int, size: int) -> Geometry:
         """The space that item `index` shows: birds as far away as they are small, before sky, sea or hills."""

@@ -9,8 +9,8 @@ from functools import cache
 import cv2
 import numpy as np
 
-from cnx.condition.geometry import Geometry
-from cnx.data.synthetic.pair import Pair
+from cnx.condition import Condition, Geometry
+from cnx.data.synthetic.pair import Pair, control_map, has_own_maps
 from cnx.data.synthetic.surface import Ball
 from cnx.data.synthetic.truth import BALL, WALL, Canvas
 
@@ -91,11 +91,12 @@ class Circle:
 
 @dataclass(frozen=True)
 class Fill50K:
-    """50,000 filled circles; control: the white outline on black."""
+    """50,000 filled circles; control: the white outline on black, or what `condition` draws."""
 
     name: str = "fill50k"
     count: int = 50_000
     version: int = 1
+    condition: Condition | None = None
 
     def scene(self, index: int) -> Circle:
         """What item `index` shows, before any pixel."""
@@ -116,6 +117,9 @@ class Fill50K:
         target = np.empty((size, size, 3), np.uint8)
         target[:] = rgb(circle.ground)
         cv2.circle(target, centre, radius, rgb(circle.colour), cv2.FILLED, cv2.LINE_AA, SHIFT)
+        if self.condition and not has_own_maps(self.condition):
+            source = control_map(self.condition, target, lambda: self.geometry(index, size))
+            return Pair(source, target, circle.prompt)
         source = np.zeros((size, size, 3), np.uint8)
         cv2.circle(source, centre, radius, (255, 255, 255), max(1, round(size / 256)), cv2.LINE_AA, SHIFT)
         return Pair(source, target, circle.prompt)

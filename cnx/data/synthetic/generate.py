@@ -1,12 +1,14 @@
 """Write a synthetic data set as a folder in the Fill50K layout, once; later calls find it there."""
 
+import hashlib
 import json
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -14,15 +16,41 @@ from filelock import FileLock
 from jaxtyping import UInt8
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cnx.data.synthetic.pair import Scenes
+from cnx.condition import Condition, GeometricCondition
+from cnx.data.synthetic.pair import Scenes, has_own_maps
 from cnx.errors import InputError
 
 CHUNK = 64  # items a process draws before it reports: about half a second
 STRAY = 60  # seconds; a younger temporary file may belong to another process that writes the same folder
 
 
+@dataclass(frozen=True)
+class _Folder:
+    """A folder to fill: what its stamp is to say, the images that it holds, and where its targets are."""
+
+    root: Path
+    wanted: dict[str, Any]
+    kinds: tuple[str, ...] = ("source", "target")
+    targets: str = "target"
+
+    @property
+    def listing(self) -> Path:
+        return self.root / "prompt.json"
+
+    @property
+    def stamp(self) -> Path:
+        return self.root / "generated.json"
+
+    @property
+    def folders(self) -> list[Path]:
+        return [self.root / kind for kind in self.kinds]
+
+
 def generate(scenes: Scenes, root: Path | str, size: int, count: int | None = None, workers: int | None = None) -> Path:
-    """Make `root` hold at least the first `count` items of `scenes` at `size` pixels, and return it.
+    """Make `root` hold at least the first `count` items of `scenes` at `size` pixels, and return the folder to read.
+
+    That is `root` itself for the set's own control maps. For another condition it is a folder in it, with maps of its
+    own and a prompt.json that names the targets of `root`: no picture is there twice.
 
     What is there already is kept: an interrupted generation is completed, a shorter one extended, a missing file drawn
     again. Another data set, version or size that this function wrote there is replaced. Of several processes that want
@@ -34,76 +62,97 @@ def generate(scenes: Scenes, root: Path | str, size: int, count: int | None = No
     root = Path(root)
     count = scenes.count if count is None else count
     wanted = {"name": scenes.name, "version": scenes.version, "size": size}
-    listing, stamp = root / "prompt.json", root / "generated.json"
-    folders = [root / "source", root / "target"]
-    if _is_complete(root, wanted, count):
-        return root  # without a lock: the folder may be read-only
-    if not stamp.exists() and (listing.exists() or any(f.is_dir() and any(f.iterdir()) for f in folders)):
+    _fill(_Folder(root, wanted), scenes, count, workers, own=True)
+    condition = scenes.condition
+    if condition is None or has_own_maps(condition):
+        return root
+    maps = root / _maps_name(condition)
+    wanted |= {"condition": repr(condition)}
+    _fill(_Folder(maps, wanted, kinds=("source",), targets="../target"), scenes, count, workers, own=False)
+    return maps
+
+
+def _maps_name(condition: Condition) -> str:
+    """The name of a condition's folder of maps; true maps do not depend on how a detector is set."""
+    name = type(condition).__name__.lower()
+    if isinstance(condition, GeometricCondition):
+        return name
+    return f"{name}-{hashlib.sha256(repr(condition).encode()).hexdigest()[:8]}"
+
+
+def _fill(folder: _Folder, scenes: Scenes, count: int, workers: int | None, own: bool) -> None:
+    """Complete one folder, with the set's `own` maps or with those of its condition."""
+    if _is_complete(folder, count):
+        return  # without a lock: the folder may be read-only
+    taken = folder.listing.exists() or any(f.is_dir() and any(f.iterdir()) for f in folder.folders)
+    if not folder.stamp.exists() and taken:
         raise InputError(
-            f"data.root={root}: holds a data set that was not generated here (no generated.json beside its files);"
+            f"data.root={folder.root}: holds a data set that was not generated here (no generated.json beside its files);"
             " choose another folder for the generated one, or delete this one"
         )
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / ".lock"):
-        if not _is_complete(root, wanted, count):  # another process may have drawn it meanwhile
-            _complete(scenes, root, wanted, count, workers)
-    return root
+    for kind in folder.folders:
+        kind.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.root / ".lock"):
+        if not _is_complete(folder, count):  # another process may have drawn it meanwhile
+            drawn = replace(cast(Any, scenes), condition=None) if own else scenes
+            _complete(folder, drawn, count, workers)
 
 
-def _is_complete(root: Path, wanted: dict[str, Any], count: int) -> bool:
-    """Whether `root` holds the first `count` items of what is wanted."""
-    found = _read_stamp(root / "generated.json")
-    if {key: found.get(key) for key in wanted} != wanted or not (root / "prompt.json").exists():
+def _is_complete(folder: _Folder, count: int) -> bool:
+    """Whether a folder holds the first `count` items of what is wanted."""
+    found = _read_stamp(folder.stamp)
+    if {key: found.get(key) for key in folder.wanted} != folder.wanted or not folder.listing.exists():
         return False
-    return found.get("count", 0) >= count and not _missing([root / "source", root / "target"], count)
+    return found.get("count", 0) >= count and not _missing(folder.folders, count)
 
 
-def _complete(scenes: Scenes, root: Path, wanted: dict[str, Any], count: int, workers: int | None) -> None:
-    """Draw what is missing of the first `count` items and list them, with this process alone at `root`."""
-    listing, stamp = root / "prompt.json", root / "generated.json"
-    folders = [root / "source", root / "target"]
+def _complete(folder: _Folder, scenes: Scenes, count: int, workers: int | None) -> None:
+    """Draw what is missing of the first `count` items and list them, with this process alone in the folder."""
+    listing, stamp, wanted = folder.listing, folder.stamp, folder.wanted
     found = _read_stamp(stamp)
-    _sweep([root, *folders])
+    _sweep([folder.root, *folder.folders])
     if {key: found.get(key) for key in wanted} != wanted:
         # The listing goes first and the stamp changes last: stopped anywhere between, the old items are still not
         # taken for the new ones.
         listing.unlink(missing_ok=True)
-        for folder in folders:
-            for old in folder.glob("*.png"):
+        for kind in folder.folders:
+            for old in kind.glob("*.png"):
                 old.unlink()
         _write(stamp, json.dumps(wanted | {"count": 0}).encode())
         found = {}
     count = max(count, found.get("count", 0))  # a run that wants fewer leaves the others theirs
-    missing = _missing(folders, count)
+    missing = _missing(folder.folders, count)
     known = _read_prompts(listing)
     todo = sorted(missing | set(range(count)).difference(known))
-    prompts = known | _draw_all(scenes, root, wanted["size"], todo, missing, workers)
-    items = ({"source": f"source/{i}.png", "target": f"target/{i}.png", "prompt": prompts[i]} for i in range(count))
+    prompts = known | _draw_all(scenes, folder, todo, missing, workers)
+    items = (
+        {"source": f"source/{i}.png", "target": f"{folder.targets}/{i}.png", "prompt": prompts[i]} for i in range(count)
+    )
     # In bytes, so that a line ends the same way on Windows.
     _write(listing, "".join(json.dumps(item) + "\n" for item in items).encode())
     _write(stamp, json.dumps(wanted | {"count": count}).encode())
 
 
 def _draw_all(
-    scenes: Scenes, root: Path, size: int, todo: list[int], missing: set[int], workers: int | None
+    scenes: Scenes, folder: _Folder, todo: list[int], missing: set[int], workers: int | None
 ) -> dict[int, str]:
     """Draw the missing items and return the captions of all in `todo`, in parallel where there is enough to do."""
     chunks = [todo[i : i + CHUNK] for i in range(0, len(todo), CHUNK)]
-    tasks = [(scenes, root, size, chunk, missing.intersection(chunk)) for chunk in chunks]
+    tasks = [(scenes, folder, chunk, missing.intersection(chunk)) for chunk in chunks]
     workers = min(workers or _cores(), len(chunks))
     prompts: dict[int, str] = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    what = scenes.name if scenes.condition is None else f"{type(scenes.condition).__name__.lower()} of {scenes.name}"
     with Progress(*columns, transient=True) as progress:
-        bar = progress.add_task(f"drawing {scenes.name} at {size} px", total=len(todo))
+        bar = progress.add_task(f"drawing {what} at {folder.wanted['size']} px", total=len(todo))
         if workers <= 1 or len(chunks) <= 2:  # a few items are not worth the start of a process
             for task in tasks:
                 prompts |= _draw_chunk(*task)
-                progress.advance(bar, len(task[3]))
+                progress.advance(bar, len(task[2]))
         else:
             # spawn everywhere: a fork of a process in which torch has started threads can hang.
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                running = {pool.submit(_draw_chunk, *task): task[3] for task in tasks}
+            with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_use_one_thread) as pool:
+                running = {pool.submit(_draw_chunk, *task): task[2] for task in tasks}
                 try:
                     for done in as_completed(running):
                         prompts |= done.result()
@@ -114,7 +163,12 @@ def _draw_all(
     return prompts
 
 
-def _draw_chunk(scenes: Scenes, root: Path, size: int, chunk: list[int], missing: set[int]) -> dict[int, str]:
+def _use_one_thread() -> None:
+    """Keep a detector's network from starting a thread a core in each process, if one is ever loaded there."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def _draw_chunk(scenes: Scenes, folder: _Folder, chunk: list[int], missing: set[int]) -> dict[int, str]:
     """Write the missing items of a chunk; return the captions of all of it."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # the processes are the parallelism
@@ -124,9 +178,9 @@ def _draw_chunk(scenes: Scenes, root: Path, size: int, chunk: list[int], missing
             if index not in missing:
                 prompts[index] = scenes.prompt(index)
                 continue
-            pair = scenes.draw(index, size)
-            _write(root / "source" / f"{index}.png", _png(pair.source))
-            _write(root / "target" / f"{index}.png", _png(pair.target))
+            pair = scenes.draw(index, folder.wanted["size"])
+            for kind, path in zip(folder.kinds, folder.folders, strict=True):
+                _write(path / f"{index}.png", _png(getattr(pair, kind)))
             prompts[index] = pair.prompt
     finally:
         cv2.setNumThreads(threads)

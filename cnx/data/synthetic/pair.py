@@ -1,12 +1,13 @@
 """What every synthetic data set draws: one control map, one image, one caption."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from jaxtyping import UInt8
 
-from cnx.condition.geometry import Geometry
+from cnx.condition import Canny, Condition, GeometricCondition, Geometry, Given
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,14 @@ class Pair:
 class Scenes(Protocol):
     """A data set that is drawn, not collected: item `index` is the same whatever `count` and on every machine.
 
-    `version` goes up whenever the drawing changes, so that folders written before are made again.
+    `version` goes up whenever the drawing changes, so that folders written before are made again. `condition` says
+    which control maps go with the pictures; None is the set's own.
     """
 
     name: str
     count: int
     version: int
+    condition: Condition | None
 
     def draw(self, index: int, size: int) -> Pair:
         """Draw item `index`, 0 or more, as a square of `size` pixels."""
@@ -43,3 +46,15 @@ class Scenes(Protocol):
     def vocabulary(self) -> list[str]:
         """Every word that a caption can hold, sorted."""
         ...
+
+
+def has_own_maps(condition: Condition | None) -> bool:
+    """Whether the set's own maps, which are edges or outlines, are those that `condition` asks for."""
+    return condition is None or condition == Canny() or isinstance(condition, Given)
+
+
+def control_map(
+    condition: Condition, target: UInt8[np.ndarray, "h w 3"], geometry: Callable[[], Geometry]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The map of a drawn picture: true where a scene's geometry tells it, else what the annotator sees in the picture."""
+    return condition.draw(geometry()) if isinstance(condition, GeometricCondition) else condition(target)
