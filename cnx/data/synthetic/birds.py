@@ -146,8 +146,10 @@ class Birds:
         for bird in scene.birds:
             left, top, right, bottom = bird.box
             centre = (left + right) / 2, (top + bottom) / 2
+            whole = canvas.inside(*(part.outline for part in bird.outlines))
             for part in bird.outlines:
-                where = canvas.inside(part.outline)
+                # The least share, so that no pixel between two parts is left to the sky.
+                where = whole & canvas.inside(part.outline, share=0.08)
                 canvas.lay_surface(where, ANIMAL, part.surface, bird.middle, centre, bird.scale)
         return canvas.geometry(tuple(bird.joints for bird in scene.birds))
 

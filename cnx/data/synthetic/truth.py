@@ -30,11 +30,12 @@ class Canvas:
         self._laid = 0
         self._at = (np.arange(size) + 0.5) / size
 
-    def inside(self, outline: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, "h w"]:
-        """The pixels of which an outline, in shares of the side, covers more than half."""
+    def inside(self, *outlines: Float[np.ndarray, "n 2"], share: float = 0.5) -> Bool[np.ndarray, "h w"]:
+        """The pixels of which outlines, in shares of the side, cover more than a share between them."""
         mask = np.zeros((self.size, self.size), np.uint8)
-        fill(mask, outline, 255)
-        return mask > 127
+        for outline in outlines:
+            fill(mask, outline, 255)
+        return mask > 255 * share
 
     def lay(
         self, where: Bool[np.ndarray, "h w"], kind: int, nearness: np.ndarray | float, normal: np.ndarray | tuple
