@@ -6,7 +6,7 @@ import numpy as np
 
 from cnx.condition.condition import Agreement, Pixels
 from cnx.condition.detector import SCENES, depth_detector
-from cnx.condition.geometry import Geometry, GeometricCondition
+from cnx.condition.geometry import GeometricCondition, Geometry
 from cnx.metric import depth_rmse
 
 

@@ -16,7 +16,8 @@ class Geometry:
     """The space that a picture of h x w pixels shows.
 
     Attributes:
-        nearness: inverse distance, 0 at infinity, 1 for the nearest thing that there is; so a ground plane is linear in y.
+        nearness: inverse distance, 0 at infinity, 1 for the nearest thing that there is; so a level ground is linear
+            in y.
         normal: unit vectors that point out of the surface: x to the right, y up, z to the viewer. Where there is
             no surface, as in a sky, they point at the viewer.
         classes: the class of each pixel, a position in ADE20K's list of 150 (`cnx.condition.ade20k`).

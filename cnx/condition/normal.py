@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from cnx.condition.condition import Agreement, Pixels
 from cnx.condition.detector import SCENES, depth_detector, normal_detector
-from cnx.condition.geometry import Geometry, GeometricCondition
+from cnx.condition.geometry import GeometricCondition, Geometry
 from cnx.metric import normal_angles
 
 Normals = Float[np.ndarray, "h w 3"]
@@ -21,8 +21,8 @@ FULL = 45.0  # degrees: the mean angle from which on a drawing does not obey its
 class Normal(GeometricCondition):
     """Surface normals in the colours of ControlNet 1.1, which are those of NYU-V2 and BAE.
 
-    Red (0 to 255) is how much a surface faces left, green how much up, blue how much the viewer; 128 is neither way. What
-    faces the viewer, and what has no surface, like a sky, is (128, 128, 255).
+    Red (0 to 255) is how much a surface faces left, green how much up, blue how much the viewer; 128 is neither way.
+    What faces the viewer, and what has no surface, like a sky, is (128, 128, 255).
 
     Attributes:
         path: the detector: the one of drawn scenes that ships with the repository, or for photos the folder or hub id

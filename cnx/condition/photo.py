@@ -1,6 +1,5 @@
 """Detectors of photos: models of transformers and diffusers, from a folder in their format or by hub id."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ FEET = tuple(f"foot {point}" for point in range(6))
 WHOLE_BODY = (*COCO, *FEET, *FACE, *HANDS["left"], *HANDS["right"])
 
 
-def _load(make: Callable[..., Any], path: str, key: str, example: str) -> Any:
+def _load(make: Any, path: str, key: str, example: str) -> Any:
     """Load `make.from_pretrained(path)`, onto the GPU if it is a model and there is one."""
     try:
         loaded = make.from_pretrained(str(find_folder(path) or path))
@@ -62,7 +61,7 @@ class DepthEstimator:
         depth = found[0]["predicted_depth"].float().cpu().numpy().reshape(image.shape[:2])
         inverse = 1 / np.maximum(depth, 1e-3) if self.metric else depth
         low, high = inverse.min(), inverse.max()
-        return (inverse - low) / max(high - low, 1e-6)
+        return (inverse - low) / (high - low if high > low else 1)
 
 
 class NormalEstimator:
@@ -143,7 +142,9 @@ class PoseEstimator:
         outputs = self.people(**inputs)
         found = self.finder.post_process_object_detection(outputs, threshold=0.5, target_sizes=[(height, width)])[0]
         person = {number for number, name in self.people.config.id2label.items() if name == "person"}
-        corners = [box for box, label in zip(found["boxes"].tolist(), found["labels"].tolist(), strict=True) if label in person]
+        corners = [
+            box for box, label in zip(found["boxes"].tolist(), found["labels"].tolist(), strict=True) if label in person
+        ]
         return np.array([[a, b, c - a, d - b] for a, b, c, d in corners], np.float32).reshape(-1, 4)
 
     def _body(self, found: dict[str, Any]) -> Joints:

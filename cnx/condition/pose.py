@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from cnx.condition.condition import Agreement, Pixels
 from cnx.condition.detector import SCENES, skeleton_detector
-from cnx.condition.geometry import Geometry, GeometricCondition
+from cnx.condition.geometry import GeometricCondition, Geometry
 from cnx.condition.skeleton import draw_skeletons, read_points
 from cnx.errors import InputError
 from cnx.metric import match_points
@@ -14,8 +14,8 @@ from cnx.metric import match_points
 class Pose(GeometricCondition):
     """Skeletons in OpenPose's style on black: a dot of its own hue for each joint, limbs at 60% of the brightness.
 
-    People have OpenPose's 18 joints and colours, and hands and face where the detector sees them; birds have eight joints
-    of their own (`cnx.condition.skeleton`).
+    People have OpenPose's 18 joints and colours, and hands and face where the detector sees them; birds have eight
+    joints of their own (`cnx.condition.skeleton`).
 
     Attributes:
         path: the detector: the one of drawn scenes that ships with the repository, or for photos the folder or hub id

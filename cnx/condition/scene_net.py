@@ -117,7 +117,9 @@ class SceneNet(nn.Module):
             settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             settings.pop("architecture")
             net = cls(**settings)
-            net.load_state_dict({name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()})
+            net.load_state_dict(
+                {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
+            )
         except Exception as error:  # safetensors, json and torch each raise their own kinds
             reason = " ".join(str(error).split())[:200]
             raise InputError(

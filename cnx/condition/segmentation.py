@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from cnx.condition import ade20k
 from cnx.condition.condition import Agreement, Pixels
 from cnx.condition.detector import SCENES, class_detector
-from cnx.condition.geometry import Geometry, GeometricCondition
+from cnx.condition.geometry import GeometricCondition, Geometry
 from cnx.errors import InputError
 from cnx.metric import mean_iou
 
 
 @dataclass(frozen=True)
 class Segmentation(GeometricCondition):
-    """Classes of ADE20K's scene parsing benchmark, each in its colour of the benchmark's palette (cnx.condition.ade20k).
+    """Classes of ADE20K's scene parsing benchmark, each in its colour of that benchmark (`cnx.condition.ade20k`).
 
     Attributes:
         path: the detector: the one of drawn scenes that ships with the repository, or for photos the folder or hub id
@@ -38,6 +38,8 @@ class Segmentation(GeometricCondition):
         """
         true = ade20k.read(wanted)
         if (true == ade20k.UNKNOWN).all():
-            raise InputError("condition=segmentation: a control map has none of ADE20K's colours; give maps in its palette")
+            raise InputError(
+                "condition=segmentation: a control map has none of ADE20K's colours; give maps in its palette"
+            )
         iou = mean_iou(ade20k.read(drawn), true, ade20k.UNKNOWN)
         return Agreement(iou, 100 * iou)

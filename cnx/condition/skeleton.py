@@ -51,7 +51,8 @@ PERSON = Anatomy(
         ("right elbow", "right wrist"), ("left shoulder", "left elbow"), ("left elbow", "left wrist"),
         ("neck", "right hip"), ("right hip", "right knee"), ("right knee", "right ankle"),
         ("neck", "left hip"), ("left hip", "left knee"), ("left knee", "left ankle"),
-        ("neck", "nose"), ("nose", "right eye"), ("right eye", "right ear"), ("nose", "left eye"), ("left eye", "left ear"),
+        ("neck", "nose"), ("nose", "right eye"), ("right eye", "right ear"), ("nose", "left eye"),
+        ("left eye", "left ear"),
     ),
 )  # fmt: skip
 BIRD = Anatomy(
@@ -113,7 +114,9 @@ def read_points(control_map: Pixels) -> list[Point]:
     _, bodies, boxes, _ = cv2.connectedComponentsWithStats(drawn, connectivity=8)
     points = []
     for kind in np.unique(step[full]).tolist():
-        count, _, stats, centres = cv2.connectedComponentsWithStats((full & (step == kind)).astype(np.uint8), connectivity=8)
+        count, _, stats, centres = cv2.connectedComponentsWithStats(
+            (full & (step == kind)).astype(np.uint8), connectivity=8
+        )
         for dot in range(1, count):
             if stats[dot, cv2.CC_STAT_AREA] < 2:  # what a resize has blended
                 continue
@@ -128,11 +131,14 @@ def _anatomy(body: Joints) -> Anatomy:
 
 
 def _draw_hand(canvas: Pixels, body: Joints, hand: tuple[str, ...], side: int) -> None:
-    root, *fingers = hand
-    bones = [(previous, name) for f in range(0, 20, 4) for previous, name in zip((root, *fingers[f : f + 3]), fingers[f : f + 4], strict=True)]
+    """Bones from the root to each finger's tip, in hues of their own, with a blue dot at each point."""
+    root, *points = hand
+    fingers = [(root, *points[first : first + 4]) for first in range(0, 20, 4)]
+    bones = [bone for finger in fingers for bone in zip(finger, finger[1:], strict=False)]
     for number, (a, b) in enumerate(bones):
         if a in body and b in body:
-            cv2.line(canvas, _pixel(body[a]), _pixel(body[b]), _hue(round(number * HUES / 20)), max(1, round(side / 256)))
+            colour = _hue(round(number * HUES / len(bones)))
+            cv2.line(canvas, _pixel(body[a]), _pixel(body[b]), colour, max(1, round(side / 256)))
     for name in hand:
         if name in body:
             cv2.circle(canvas, _pixel(body[name]), max(1, round(side / 128)), (0, 0, 255), -1)

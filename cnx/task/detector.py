@@ -169,7 +169,7 @@ def truths_of(
 
 
 def nothing(count: int, resolution: int, base: Base, net: SceneNet, generator: torch.Generator) -> Truths:
-    """What is no picture: noise of every coarseness, half of it as the base decodes it. There is nothing to see in it."""
+    """What is no picture: noise of every coarseness, or what the base decodes of noise. There is nothing to see."""
     side = resolution // 8
     coarse = [2 ** (k % 5) for k in range(count)]
     grains = [torch.rand(1, 3, resolution // c, resolution // c, generator=generator) for c in coarse]
@@ -212,7 +212,9 @@ def run(cfg: DictConfig) -> None:
     base = Base.load(cfg.base.path)
     parts, heldout = [], {}
     for scenes in map(instantiate, cfg.pictures.values()):
-        folder = generate(scenes, Path("data") / f"{scenes.name}-{cfg.resolution}", cfg.resolution, cfg.pictures_per_set)
+        folder = generate(
+            scenes, Path("data") / f"{scenes.name}-{cfg.resolution}", cfg.resolution, cfg.pictures_per_set
+        )
         items = read_folder(folder, limit=cfg.pictures_per_set)
         train, held = [], []
         for index, found in enumerate(digest_all(items)):

@@ -90,7 +90,9 @@ def test_classes_cover_the_picture_and_are_those_that_the_caption_names():
 def test_a_sky_faces_the_viewer_a_sea_faces_up_and_hills_come_nearer_as_they_are_drawn():
     for index in range(0, 60):
         scene, truth = Birds().scene(index), Birds().geometry(index, 64)
-        assert (truth.normal[truth.classes == SKY] == (0, 0, 1)).all() and not truth.nearness[truth.classes == SKY].any()
+        assert (truth.normal[truth.classes == SKY] == (0, 0, 1)).all() and not truth.nearness[
+            truth.classes == SKY
+        ].any()
         assert (truth.normal[truth.classes == SEA] == (0, 1, 0)).all()
         column = np.where(truth.classes == ANIMAL, np.nan, truth.nearness)[:, 0]
         column = column[~np.isnan(column)]

@@ -283,14 +283,15 @@ def _body(kind: Species, pose: Pose, view: _View) -> list[Part]:
     middles = np.array([[0.05 * long, 0, -0.02], [face, 0, 0.04]])
     centre = view.flat(middles)
     barrel = Spindle(view.seen(line), radius[:, 0])
-    breast, skull = (Ball(*at.tolist(), r) for at, r in zip(view.seen(middles), (girth, head), strict=True))
+    at_breast, at_face = view.seen(middles)
+    breast, skull = Ball.around(at_breast, girth), Ball.around(at_face, head)
     beak_reach = head + kind.beak * max(shown, 0.5)
     droop = 0.35 if pose.species in ("eagle", "parrot") else 0.12
     beak = np.array([[0.55, -0.52], [0.85, -0.50], [0, 0], [0.85, 0.52], [0.55, 0.55]]) * head
     beak[2] = beak_reach, droop * kind.beak
     beak = centre[1] + beak[:, :1] * ahead + beak[:, 1:] * down
     out = [
-        Part("beak", beak, Ball(*view.seen(middles)[1].tolist(), beak_reach)),
+        Part("beak", beak, Ball.around(at_face, beak_reach)),
         Part("body", spindle, barrel),
         Part("body", centre[0] + girth * ring, breast),
         Part("body", centre[1] + head * ring, skull),

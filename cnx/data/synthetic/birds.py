@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from cnx.condition import Canny, Condition, Geometry
 from cnx.data.synthetic.anatomy import SPECIES, Figure, Part, Pose, figure
 from cnx.data.synthetic.backdrop import MOODS, Backdrop, Colour, compose, fill, luma, paint
-from cnx.data.synthetic.pair import Pair, control_map, has_own_maps
+from cnx.data.synthetic.pair import Pair, control_map, unlike_own
 from cnx.data.synthetic.truth import ANIMAL, SKY, Canvas, lay_backdrop
 
 SEED = 7_574
@@ -22,6 +22,7 @@ SLENDER = 0.2  # the least share of its box that a bird should fill
 CROWDED = 0.004  # the area that boxes may share, of the image's
 CLEAR = 40  # luma a bird must keep from its sky for Canny(100, 200) to find the rim
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 PLUMAGE: dict[str, Colour] = {
     "white": (250, 250, 247),
     "black": (34, 34, 40),
@@ -44,7 +45,7 @@ class Bird:
 
     pose: Pose
     outlines: tuple[Part, ...]
-    box: tuple[float, float, float, float]
+    box: Box
     joints: dict[str, tuple[float, float]]
     middle: tuple[float, float]
     scale: float
@@ -104,7 +105,7 @@ def plumages(mood: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Birds:
-    """7,574 pictures of flying birds; control: Canny edges of the picture at its own size, or what `condition` draws."""
+    """7,574 pictures of flying birds; control: Canny edges at the picture's own size, or what `condition` says."""
 
     name: str = "birds"
     count: int = 7_574
@@ -134,7 +135,7 @@ class Birds:
             for part in bird.outlines:
                 fill(canvas, part.outline, colours[part.tone])
         target = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
-        condition = Canny() if has_own_maps(self.condition) else self.condition
+        condition = unlike_own(self.condition) or Canny()
         source = control_map(condition, target, lambda: self.geometry(index, size))
         return Pair(source, target, scene.prompt)
 
@@ -274,7 +275,12 @@ def _place(rng: np.random.Generator, backdrop: Backdrop, shapes: list[tuple]) ->
 
 
 def _placed(
-    pose: Pose, shape: Figure, middle: np.ndarray, centre: np.ndarray, scale: float, box: tuple[float, ...]
+    pose: Pose,
+    shape: Figure,
+    middle: np.ndarray,
+    centre: np.ndarray,
+    scale: float,
+    box: tuple[float, float, float, float],
 ) -> Bird:
     """A bird moved so that its `middle` is at `centre`."""
     outlines = tuple(replace(part, outline=(part.outline - middle) * scale + centre) for part in shape.parts)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from cnx.condition import Condition, Geometry
-from cnx.data.synthetic.pair import Pair, control_map, has_own_maps
+from cnx.data.synthetic.pair import Pair, control_map, unlike_own
 from cnx.data.synthetic.surface import Ball
 from cnx.data.synthetic.truth import BALL, WALL, Canvas
 
@@ -117,15 +117,15 @@ class Fill50K:
         target = np.empty((size, size, 3), np.uint8)
         target[:] = rgb(circle.ground)
         cv2.circle(target, centre, radius, rgb(circle.colour), cv2.FILLED, cv2.LINE_AA, SHIFT)
-        if self.condition and not has_own_maps(self.condition):
-            source = control_map(self.condition, target, lambda: self.geometry(index, size))
+        if condition := unlike_own(self.condition):
+            source = control_map(condition, target, lambda: self.geometry(index, size))
             return Pair(source, target, circle.prompt)
         source = np.zeros((size, size, 3), np.uint8)
         cv2.circle(source, centre, radius, (255, 255, 255), max(1, round(size / 256)), cv2.LINE_AA, SHIFT)
         return Pair(source, target, circle.prompt)
 
     def geometry(self, index: int, size: int) -> Geometry:
-        """The space that item `index` shows: a ball before a wall. It has no skeleton, and nothing in it is straight."""
+        """The space that item `index` shows: a ball before a wall, without a skeleton or anything straight."""
         circle = self.scene(index)
         canvas = Canvas(size, WALL)
         x, y = np.meshgrid(*2 * [(np.arange(size) + 0.5) / size])

@@ -17,10 +17,11 @@ from jaxtyping import UInt8
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cnx.condition import Condition, GeometricCondition
-from cnx.data.synthetic.pair import Scenes, has_own_maps
+from cnx.data.synthetic.pair import Scenes, unlike_own
 from cnx.errors import InputError
 
 CHUNK = 64  # items a process draws before it reports: about half a second
+PICTURES_KNOWN_BY = 4  # of which the maps tell two annotators apart
 STRAY = 60  # seconds; a younger temporary file may belong to another process that writes the same folder
 
 
@@ -63,21 +64,29 @@ def generate(scenes: Scenes, root: Path | str, size: int, count: int | None = No
     count = scenes.count if count is None else count
     wanted = {"name": scenes.name, "version": scenes.version, "size": size}
     _fill(_Folder(root, wanted), scenes, count, workers, own=True)
-    condition = scenes.condition
-    if condition is None or has_own_maps(condition):
+    condition = unlike_own(scenes.condition)
+    if condition is None:
         return root
-    maps = root / _maps_name(condition)
-    wanted |= {"condition": repr(condition)}
-    _fill(_Folder(maps, wanted, kinds=("source",), targets="../target"), scenes, count, workers, own=False)
-    return maps
+    name = _maps_name(scenes, condition, size)
+    maps = _Folder(root / name, wanted | {"condition": name}, kinds=("source",), targets="../target")
+    _fill(maps, scenes, count, workers, own=False)
+    return maps.root
 
 
-def _maps_name(condition: Condition) -> str:
-    """The name of a condition's folder of maps; true maps do not depend on how a detector is set."""
+def _maps_name(scenes: Scenes, condition: Condition, size: int) -> str:
+    """The name of a condition's folder of maps: true maps do not depend on how a detector is set, others do.
+
+    An annotator is known by its numbers and names, and by what it makes of the first pictures: so it is another one
+    where its weights are others.
+    """
     name = type(condition).__name__.lower()
     if isinstance(condition, GeometricCondition):
         return name
-    return f"{name}-{hashlib.sha256(repr(condition).encode()).hexdigest()[:8]}"
+    settings = {key: value for key, value in vars(condition).items() if isinstance(value, str | int | float | None)}
+    seen = hashlib.sha256(repr(sorted(settings.items())).encode())
+    for index in range(min(PICTURES_KNOWN_BY, scenes.count)):
+        seen.update(scenes.draw(index, size).source.tobytes())
+    return f"{name}-{seen.hexdigest()[:8]}"
 
 
 def _fill(folder: _Folder, scenes: Scenes, count: int, workers: int | None, own: bool) -> None:
@@ -87,8 +96,8 @@ def _fill(folder: _Folder, scenes: Scenes, count: int, workers: int | None, own:
     taken = folder.listing.exists() or any(f.is_dir() and any(f.iterdir()) for f in folder.folders)
     if not folder.stamp.exists() and taken:
         raise InputError(
-            f"data.root={folder.root}: holds a data set that was not generated here (no generated.json beside its files);"
-            " choose another folder for the generated one, or delete this one"
+            f"data.root={folder.root}: holds a data set that was not generated here (no generated.json beside its"
+            " files); choose another folder for the generated one, or delete this one"
         )
     for kind in folder.folders:
         kind.mkdir(parents=True, exist_ok=True)

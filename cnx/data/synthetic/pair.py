@@ -48,13 +48,13 @@ class Scenes(Protocol):
         ...
 
 
-def has_own_maps(condition: Condition | None) -> bool:
-    """Whether the set's own maps, which are edges or outlines, are those that `condition` asks for."""
-    return condition is None or condition == Canny() or isinstance(condition, Given)
+def unlike_own(condition: Condition | None) -> Condition | None:
+    """The condition; None where the set's own maps, which are edges or outlines, are those that it asks for."""
+    return None if condition == Canny() or isinstance(condition, Given) else condition
 
 
 def control_map(
     condition: Condition, target: UInt8[np.ndarray, "h w 3"], geometry: Callable[[], Geometry]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The map of a drawn picture: true where a scene's geometry tells it, else what the annotator sees in the picture."""
+    """The map of a drawn picture: true where a scene's geometry tells it, else what the annotator sees in it."""
     return condition.draw(geometry()) if isinstance(condition, GeometricCondition) else condition(target)

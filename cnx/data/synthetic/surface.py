@@ -52,6 +52,12 @@ class Ball:
     middle: float
     radius: float
 
+    @classmethod
+    def around(cls, point: Float[np.ndarray, "3"], radius: float) -> Self:
+        """The sphere around a point (x, y, distance)."""
+        x, y, middle = point.tolist()
+        return cls(x, y, middle, radius)
+
     def away(self, x: Plane, y: Plane) -> Plane:
         from_middle = np.hypot(x - self.x, y - self.y) / self.radius
         return self.middle - self.radius * np.sqrt(1 - np.minimum(from_middle, RIM) ** 2)

@@ -1,0 +1,122 @@
+"""Learned detectors of photos: tiny models with random weights, saved in the format that real ones come in."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    Dinov2Config,
+    DPTImageProcessor,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+    VitPoseBackboneConfig,
+    VitPoseConfig,
+    VitPoseForPoseEstimation,
+    VitPoseImageProcessor,
+)
+
+from cnx.condition import Condition, Depth, Normal, Pose, Segmentation
+from cnx.condition.photo import COCO, WHOLE_BODY, PoseEstimator
+from cnx.errors import InputError
+
+PHOTO = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+
+
+def save_depth(folder: Path, **settings) -> str:
+    torch.manual_seed(0)
+    backbone = Dinov2Config(
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, image_size=28, patch_size=14,
+        out_features=["stage1", "stage2", "stage3", "stage4"], reshape_hidden_states=False, apply_layernorm=True,
+    )  # fmt: skip
+    config = DepthAnythingConfig(
+        backbone_config=backbone, patch_size=14, reassemble_hidden_size=16, neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8, head_hidden_size=8, **settings,
+    )  # fmt: skip
+    DepthAnythingForDepthEstimation(config).save_pretrained(folder)
+    size = {"height": 28, "width": 28}
+    DPTImageProcessor(size=size, ensure_multiple_of=14, keep_aspect_ratio=True).save_pretrained(folder)
+    return str(folder)
+
+
+def save_segmenter(folder: Path, labels: int) -> str:
+    torch.manual_seed(0)
+    config = SegformerConfig(
+        depths=[1, 1], num_encoder_blocks=2, hidden_sizes=[8, 16], sr_ratios=[2, 1], patch_sizes=[7, 3], strides=[4, 2],
+        num_attention_heads=[1, 2], mlp_ratios=[2, 2], decoder_hidden_size=16, num_labels=labels,
+    )  # fmt: skip
+    SegformerForSemanticSegmentation(config).save_pretrained(folder)
+    SegformerImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return str(folder)
+
+
+def save_pose(folder: Path, points: int) -> str:
+    torch.manual_seed(0)
+    backbone = VitPoseBackboneConfig(
+        image_size=[64, 48], patch_size=[16, 16], hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        out_features=["stage1"],
+    )  # fmt: skip
+    config = VitPoseConfig(backbone_config=backbone, num_labels=points, scale_factor=4, use_simple_decoder=True)
+    model = VitPoseForPoseEstimation(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith("head") and name.endswith("bias"):
+                parameter.fill_(0.8)  # sure of everything
+    model.save_pretrained(folder)
+    VitPoseImageProcessor(size={"height": 64, "width": 48}).save_pretrained(folder)
+    return str(folder)
+
+
+def check_map(condition: Condition) -> np.ndarray:
+    control_map = condition(PHOTO)
+    assert control_map.shape == PHOTO.shape and control_map.dtype == np.uint8
+    assert condition.compare(control_map, control_map).fidelity == pytest.approx(1, abs=1e-6)
+    return control_map
+
+
+def test_depth_is_stretched_and_metric_depth_is_inverted(tmp_path: Path) -> None:
+    relative = check_map(Depth(save_depth(tmp_path / "relative")))
+    assert relative.min() == 0 and relative.max() == 255 and (relative[..., 0] == relative[..., 2]).all()
+    metric = check_map(Depth(save_depth(tmp_path / "metric", depth_estimation_type="metric", max_depth=20)))
+    assert metric.min() == 0 and metric.max() == 255
+
+
+def test_normals_come_from_depth_by_its_gradient(tmp_path: Path) -> None:
+    control_map = check_map(Normal(save_depth(tmp_path / "depth"), from_depth=True))
+    assert (control_map[..., 2] >= 128).all() and control_map[..., 0].std() > 0
+
+
+def test_classes_are_ade20ks(tmp_path: Path) -> None:
+    check_map(Segmentation(save_segmenter(tmp_path / "ade", 150)))
+    with pytest.raises(InputError, match="tells 19 classes apart"):
+        Segmentation(save_segmenter(tmp_path / "cityscapes", 19))(PHOTO)
+
+
+@pytest.mark.parametrize("points", [17, 133])
+def test_poses_are_of_the_body_or_of_hands_and_face_as_well(points: int, tmp_path: Path) -> None:
+    estimator = PoseEstimator(save_pose(tmp_path / "pose", points), people=None)
+    (body,) = estimator.skeletons(PHOTO)
+    assert "neck" in body and set(body) - {"neck"} <= set(WHOLE_BODY if points == 133 else COCO)
+    assert ("left thumb 1" in body) == ("face 30" in body) == (points == 133)
+    assert not any(name.startswith("foot") for name in body)
+    shoulders = np.array([body["left shoulder"], body["right shoulder"]])
+    assert body["neck"] == pytest.approx(tuple(shoulders.mean(0)))
+    control_map = Pose(str(tmp_path / "pose"))(PHOTO)
+    assert control_map.shape == PHOTO.shape and control_map.any()
+
+
+def test_another_number_of_points_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="finds 21 points"):
+        Pose(save_pose(tmp_path / "hand", 21))(PHOTO)
+
+
+@pytest.mark.parametrize("condition", [Depth, Normal, Segmentation, Pose])
+def test_without_weights_the_error_says_what_to_download_and_where_to(condition: type, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"condition\.path=.*hf download \S+/\S+ --local-dir models/.*condition\.path="
+    ) as error:
+        condition(str(tmp_path / "nothing"))(PHOTO)
+    assert "\n" not in str(error.value)
