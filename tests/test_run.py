@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
+from cnx.condition.scene_net import SceneNet
+from cnx.data.synthetic import Birds
 from small_runs import REPOSITORY, SMALL, PressCtrlC, launch, measured, rows
 
 EXPERIMENTS = sorted(file.stem for file in (REPOSITORY / "experiments").glob("*.yaml"))
@@ -27,6 +30,15 @@ PRETRAIN = [
     "unet_training.max_steps=2",
     "unet_training.batch_size=2",
     "card_prompts=[a bird]",
+]
+DETECTOR = [
+    "logger=none",
+    "pictures_per_set=24",
+    "heldout=0.4",
+    "heldout_items=4",
+    "training.max_steps=2",
+    "training.batch_size=2",
+    "sheet_rows=1",
 ]
 
 
@@ -51,6 +63,13 @@ def test_every_experiment_runs_for_two_steps(experiment: str) -> None:
         assert "sha256" in (folder / "base" / "README.md").read_text()
         assert Image.open(folder / "base" / "samples.png").size[0] > 256
         return
+    if experiment == "detector_tiny":
+        folder = launch(f"experiment={experiment}", *DETECTOR) / "detector"
+        assert SceneNet.load(folder).detect(np.zeros((64, 64, 3), np.uint8)).nearness.shape == (64, 64)
+        card = (folder / "README.md").read_text()
+        assert all(f"birds, 4 held-out reconstructions: {what}" in card for what in ("depth", "normal", "pose"))
+        assert "fill50k, 4 held-out pictures: segmentation" in card and "fill50k, 4 held-out pictures: pose" not in card
+        return
     steps = 0 if experiment in ("attempt3_pretrained", "attempt6_untrained") else 2
     overrides = ["trainer.max_steps=2"] if steps else []
     if experiment.startswith("ablation_") or experiment == "prompt_dropout":
@@ -63,6 +82,19 @@ def test_every_experiment_runs_for_two_steps(experiment: str) -> None:
         assert summary["samples_seen"] == 4 * steps
     assert (folder / "samples" / f"step_00000{steps}.png").is_file()
     assert (folder / "samples_over_time.png").is_file()
+
+
+@pytest.mark.parametrize("condition", ["depth", "normal", "segmentation", "pose"])
+def test_a_run_under_true_maps_is_scored_by_their_own_measure(condition: str) -> None:
+    folder = launch(f"condition={condition}", "trainer.max_steps=2", *SMALL)
+    fidelity = json.loads((folder / "summary.json").read_text())["control_fidelity"]
+    assert fidelity["ceiling"] > fidelity["floor"] and fidelity["published_ceiling"] != fidelity["ceiling"]
+    with np.load(folder / "samples" / "heldout.npz") as heldout:
+        maps, pictures, index = heldout["control"], heldout["target"], heldout["index"]
+    scenes = Birds(condition=instantiate(OmegaConf.load(folder / "config.yaml").condition))
+    for control, target, at in zip(maps, pictures, index, strict=True):
+        pair = scenes.draw(int(at), 128)
+        assert np.array_equal(control, pair.source) and np.array_equal(target, pair.target)
 
 
 def test_a_run_folder_holds_what_a_person_and_a_program_look_for() -> None:

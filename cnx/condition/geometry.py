@@ -23,7 +23,8 @@ class Geometry:
         classes: the class of each pixel, a position in ADE20K's list of 150 (`cnx.condition.ade20k`).
         skeletons: the joints of each body by name, (x, y) in pixels, pixel centres at .5; None where what is shown
             has no skeleton at all.
-        lines: straight edges from (x, y) to (x, y), in the same pixels; None where nothing straight is shown.
+        lines: straight edges from (x, y) to (x, y), in the same pixels, where they can be seen; None where what is
+            shown has no straight edges at all.
     """
 
     nearness: Float[np.ndarray, "h w"]

@@ -132,6 +132,29 @@ def test_a_ball_bulges_towards_the_viewer_and_faces_away_from_its_middle():
     assert np.hypot(x[columns], y[rows]).max() < 0.1 * circle.radius
 
 
+def test_lines_are_straight_edges_of_what_is_seen():
+    for index in SOME:
+        truth = Birds().geometry(index, 128)
+        assert truth.lines is not None and len(truth.lines)
+        layers = (truth.nearness * 255).astype(np.uint8) // 4 + truth.classes  # hills are told apart by nearness
+        rim = cv2.morphologyEx(layers, cv2.MORPH_GRADIENT, np.ones((3, 3))) > 0
+        near = cv2.dilate(rim.astype(np.uint8), np.ones((3, 3))) > 0
+        for x0, y0, x1, y1 in truth.lines:
+            assert np.hypot(x1 - x0, y1 - y0) >= 128 / 12 - 1
+            share = np.linspace(0, 1, 20)
+            x, y = x0 + share * (x1 - x0), y0 + share * (y1 - y0)
+            assert near[np.clip(y.astype(int), 0, 127), np.clip(x.astype(int), 0, 127)].all(), index
+
+
+def test_the_horizon_of_a_sea_is_a_line_and_a_circle_has_none():
+    for index in range(60):
+        scene = Birds().scene(index)
+        if scene.backdrop.ground == "sea":
+            x0, y0, x1, y1 = max(Birds().geometry(index, 128).lines, key=lambda line: line[2] - line[0])
+            assert y0 == y1 == pytest.approx(128 * scene.backdrop.horizon, abs=1e-3) and x1 - x0 > 30
+    assert Fill50K().geometry(0, 64).lines is None
+
+
 def test_a_circle_has_no_skeleton_and_that_is_said_at_once(tmp_path):
     with pytest.raises(InputError, match="no skeleton.*data=birds"):
         generate(Fill50K(condition=Pose()), tmp_path, 32, count=2)

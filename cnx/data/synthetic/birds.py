@@ -152,6 +152,7 @@ class Birds:
                 # The least share, so that no pixel between two parts is left to the sky.
                 where = whole & canvas.inside(part.outline, share=0.08)
                 canvas.lay_surface(where, ANIMAL, part.surface, bird.middle, centre, bird.scale)
+            canvas.note_outline(whole, surfaces=len(bird.outlines))
         return canvas.geometry(tuple(bird.joints for bird in scene.birds))
 
     def prompt(self, index: int) -> str:
