@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cnx.condition.condition import Agreement, Pixels
+from cnx.condition.condition import Agreement, Pixels, in_all_channels
 from cnx.condition.detector import SCENES, depth_detector
 from cnx.condition.geometry import GeometricCondition, Geometry
 from cnx.metric import depth_rmse
@@ -38,5 +38,4 @@ class Depth(GeometricCondition):
 
 
 def _grey(nearness: np.ndarray) -> Pixels:
-    grey = np.round(np.clip(nearness, 0, 1) * 255).astype(np.uint8)
-    return np.repeat(grey[:, :, None], 3, axis=2)
+    return in_all_channels(np.round(np.clip(nearness, 0, 1) * 255).astype(np.uint8))

@@ -8,10 +8,12 @@ from jaxtyping import Float
 
 from cnx.condition.annotator import RESOLUTION, Annotator
 from cnx.condition.comparison import compare_edges
-from cnx.condition.condition import Agreement, Condition, Pixels
+from cnx.condition.condition import Agreement, Pixels
+from cnx.condition.geometry import GeometricCondition, Geometry
+from cnx.errors import InputError
 
 
-class Hough(Condition):
+class Hough(GeometricCondition):
     """Straight lines, white on black, 1 px wide: learned, M-LSD (Gu et al., arXiv 2106.00186), as the paper's Hough
     lines were, or without weights LSD (Grompone von Gioi et al., IPOL 2, 2012).
 
@@ -33,10 +35,13 @@ class Hough(Condition):
         self.learned = Annotator("MLSDdetector", path, ["mlsd_large_512_fp32.pth"]) if path else None
 
     def __call__(self, image: Pixels) -> Pixels:
-        drawn = np.zeros_like(image)
-        for x0, y0, x1, y1 in self.lines(image).round().astype(int).tolist():
-            cv2.line(drawn, (x0, y0), (x1, y1), (255, 255, 255))
-        return drawn
+        return _draw(self.lines(image), *image.shape[:2])
+
+    def draw(self, geometry: Geometry) -> Pixels:
+        """The straight pieces of outlines: horizons, ridges of hills, birds."""
+        if geometry.lines is None:
+            raise InputError("condition=hough: nothing in this data set is straight; use data=birds")
+        return _draw(geometry.lines - 0.5, *geometry.nearness.shape)  # of positions, pixel centres are at .5
 
     def lines(self, image: Pixels) -> Float[np.ndarray, "n 4"]:
         """The ends (x0, y0, x1, y1) in px of the straight lines in an RGB photo."""
@@ -66,6 +71,13 @@ class Hough(Condition):
         F^H of wireframes (Huang et al., CVPR 2018), by which M-LSD is measured too.
         """
         return compare_edges(drawn, wanted, published_tolerance=0.01 * float(np.hypot(*wanted.shape[:2])))
+
+
+def _draw(lines: Float[np.ndarray, "n 4"], height: int, width: int) -> Pixels:
+    drawn = np.zeros((height, width, 3), np.uint8)
+    for x0, y0, x1, y1 in lines.round().astype(int).tolist():
+        cv2.line(drawn, (x0, y0), (x1, y1), (255, 255, 255))
+    return drawn
 
 
 def _lsd(image: Pixels) -> Float[np.ndarray, "n 4"]:

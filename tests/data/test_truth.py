@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cnx.condition import Canny, Condition, Depth, Given, Normal, Pose, Segmentation
+from cnx.condition import Canny, Condition, Depth, Given, Hough, Normal, Pose, Segmentation
 from cnx.condition.ade20k import number
 from cnx.condition.skeleton import BIRD
 from cnx.data.folder import load_pair, read_folder
@@ -160,7 +160,17 @@ def test_a_circle_has_no_skeleton_and_that_is_said_at_once(tmp_path):
         generate(Fill50K(condition=Pose()), tmp_path, 32, count=2)
 
 
-@pytest.mark.parametrize("condition", [*TRUE, Pose()], ids=lambda c: type(c).__name__)
+def test_nothing_straight_is_in_circles_and_that_is_said_at_once(tmp_path):
+    with pytest.raises(InputError, match="nothing.*straight.*data=birds"):
+        generate(Fill50K(condition=Hough()), tmp_path, 32, count=2)
+
+
+def test_lsd_finds_most_of_the_true_lines():
+    scores = [Hough().judge(pair.target, pair.source) for pair in (Birds(condition=Hough()).draw(i, 128) for i in SOME)]
+    assert np.mean([score.fidelity for score in scores]) > 0.6
+
+
+@pytest.mark.parametrize("condition", [*TRUE, Pose(), Hough()], ids=lambda c: type(c).__name__)
 def test_true_maps_stand_beside_the_pictures_that_all_conditions_share(condition, tmp_path):
     scenes = Birds(condition=condition)
     folder = generate(scenes, tmp_path, 64, count=3)
