@@ -26,6 +26,12 @@ FEET = tuple(f"foot {point}" for point in range(6))
 WHOLE_BODY = (*COCO, *FEET, *FACE, *HANDS["left"], *HANDS["right"])
 
 
+def _run(model: Any, inputs: Any) -> Any:
+    """What the model makes of its inputs, in its own precision: not in training's, under which the probe judges."""
+    with torch.autocast(model.device.type, enabled=False):
+        return model(**inputs.to(model.device))
+
+
 def _load(make: Any, path: str, key: str, example: str) -> Any:
     """Load `make.from_pretrained(path)`, onto the GPU if it is a model and there is one."""
     try:
@@ -55,8 +61,8 @@ class DepthEstimator:
     @torch.inference_mode()
     def nearness(self, image: Pixels) -> Float[np.ndarray, "h w"]:
         """Inverse depth, stretched so that the farthest is 0 and the nearest 1, as the released annotators do."""
-        inputs = self.processor(images=Image.fromarray(image), return_tensors="pt").to(self.model.device)
-        outputs = self.model(**inputs)
+        inputs = self.processor(images=Image.fromarray(image), return_tensors="pt")
+        outputs = _run(self.model, inputs)
         found = self.processor.post_process_depth_estimation(outputs, target_sizes=[image.shape[:2]])
         depth = found[0]["predicted_depth"].float().cpu().numpy().reshape(image.shape[:2])
         inverse = 1 / np.maximum(depth, 1e-3) if self.metric else depth
@@ -76,7 +82,8 @@ class NormalEstimator:
     @torch.inference_mode()
     def normal(self, image: Pixels) -> Float[np.ndarray, "h w 3"]:
         generator = torch.Generator().manual_seed(0)
-        found = self.pipeline(Image.fromarray(image), num_inference_steps=1, generator=generator, output_type="np")
+        with torch.autocast(self.pipeline.device.type, enabled=False):
+            found = self.pipeline(Image.fromarray(image), num_inference_steps=1, generator=generator, output_type="np")
         normal = np.asarray(found.prediction[0], np.float32)  # x to the right, y up, z to the viewer
         return normal / np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)
 
@@ -95,8 +102,8 @@ class Segmenter:
 
     @torch.inference_mode()
     def classes(self, image: Pixels) -> UInt8[np.ndarray, "h w"]:
-        inputs = self.processor(images=Image.fromarray(image), return_tensors="pt").to(self.model.device)
-        outputs = self.model(**inputs)
+        inputs = self.processor(images=Image.fromarray(image), return_tensors="pt")
+        outputs = _run(self.model, inputs)
         found = self.processor.post_process_semantic_segmentation(outputs, target_sizes=[image.shape[:2]])[0]
         return found.cpu().numpy().astype(np.uint8)
 
@@ -125,11 +132,11 @@ class PoseEstimator:
         boxes = [self._boxes(image)]
         if not len(boxes[0]):
             return ()
-        inputs = self.processor(Image.fromarray(image), boxes=boxes, return_tensors="pt").to(self.model.device)
+        inputs = self.processor(Image.fromarray(image), boxes=boxes, return_tensors="pt")
         if getattr(self.model.config.backbone_config, "num_experts", 1) > 1:  # ViTPose++: the expert of COCO
             expert = 5 if self.names is WHOLE_BODY else 0
-            inputs["dataset_index"] = torch.full((len(boxes[0]),), expert, device=self.model.device)
-        outputs = self.model(**inputs)
+            inputs["dataset_index"] = torch.full((len(boxes[0]),), expert)
+        outputs = _run(self.model, inputs)
         found = self.processor.post_process_pose_estimation(outputs, boxes=boxes, threshold=SURE)[0]
         return tuple(body for body in map(self._body, found) if body)
 
@@ -138,8 +145,8 @@ class PoseEstimator:
         height, width = image.shape[:2]
         if self.people is None or self.finder is None:
             return np.array([[0, 0, width, height]], np.float32)
-        inputs = self.finder(images=Image.fromarray(image), return_tensors="pt").to(self.people.device)
-        outputs = self.people(**inputs)
+        inputs = self.finder(images=Image.fromarray(image), return_tensors="pt")
+        outputs = _run(self.people, inputs)
         found = self.finder.post_process_object_detection(outputs, threshold=0.5, target_sizes=[(height, width)])[0]
         person = {number for number, name in self.people.config.id2label.items() if name == "person"}
         corners = [

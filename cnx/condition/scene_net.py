@@ -74,8 +74,10 @@ class SceneNet(nn.Module):
         small = image
         if (tall, wide) != (height, width):
             small = cv2.resize(image, (wide, tall), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        pictures = torch.from_numpy(small.copy()).permute(2, 0, 1)[None].to(self.dense.weight.device).float() / 255
-        seen = Seen(*(part.float() for part in self(pictures)))
+        device = self.dense.weight.device
+        pictures = torch.from_numpy(small.copy()).permute(2, 0, 1)[None].to(device).float() / 255
+        with torch.autocast(device.type, enabled=False):  # training's, under which the probe judges
+            seen: Seen = self(pictures)
         found = torch.cat([seen.nearness[:, None], seen.normal, seen.classes], 1)
         found = F.interpolate(found, (height, width), mode="bilinear", align_corners=False)[0].cpu()
         numbers = torch.tensor([ade20k.number(name) for name in self.class_names], dtype=torch.uint8)

@@ -13,7 +13,7 @@ def write_card(folder: Path, title: str, introduction: str, facts: Mapping[str, 
     """
     lines = [f"# {title}", "", introduction, ""]
     if (folder / "samples.png").is_file():
-        lines += ["![Samples for fixed prompts](samples.png)", ""]
+        lines += ["![Samples](samples.png)", ""]
     lines += ["| fact | value |", "|---|---|"]
     lines += [f"| {name} | {_show(value)} |" for name, value in facts.items() if value is not None]
     lines += ["", "| file | sha256 |", "|---|---|"]
