@@ -62,7 +62,9 @@ class SceneNet(nn.Module):
         for block, skip in zip(reversed(self.up), reversed(skips), strict=True):
             x = block(torch.cat([F.interpolate(x, scale_factor=2), skip], 1))
         dense = F.pixel_shuffle(self.dense(x), 2).float()
-        normal = F.normalize(dense[:, 1:4] + dense.new_tensor([0, 0, 1])[:, None, None], dim=1)
+        normal = dense[:, 1:4] + dense.new_tensor([0, 0, 1])[:, None, None]
+        # Not F.normalize, which is many times slower across channels.
+        normal = normal / (normal.square().sum(1, keepdim=True) + 1e-6).sqrt()
         return Seen(dense[:, 0].sigmoid(), normal, dense[:, 4:], self.heat(x).float().sigmoid())
 
     @torch.inference_mode()

@@ -21,7 +21,7 @@ class Segmentation(GeometricCondition):
 
     white = "nothing is white: each class has its colour; black is unknown"
     licence = "MIT (drawn scenes); of the model that path names (UperNet: MIT; SegFormer: not for commercial use)"
-    measure = "mIoU x 100, over the classes of a picture; higher is better"
+    measure = "mIoU x 100, over the classes of a map; higher is better"
 
     path: str = SCENES
 

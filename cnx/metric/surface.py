@@ -27,9 +27,10 @@ def normal_angles(pred: Float[np.ndarray, "h w 3"], true: Float[np.ndarray, "h w
 
 
 def mean_iou(pred: UInt8[np.ndarray, "h w"], true: UInt8[np.ndarray, "h w"], unknown: int = 255) -> float:
-    """The mean over classes of intersection over union, in [0, 1]; of the classes that either map shows.
+    """The mean over classes of intersection over union, in [0, 1]; of the classes that the true map shows.
 
-    Pixels that are `unknown` in `true` are left out; 0.0 where that leaves none.
+    A class that only the predicted one shows costs what it takes from the others: counted as a class, a few pixels of
+    it would weigh as much as a sky. Pixels that are `unknown` in `true` are left out; 0.0 where that leaves none.
 
     Raises:
         ValueError: the maps differ in size.
@@ -37,8 +38,7 @@ def mean_iou(pred: UInt8[np.ndarray, "h w"], true: UInt8[np.ndarray, "h w"], unk
     _check(pred, true)
     known = true != unknown
     pred, true = pred[known], true[known]
-    shown = np.union1d(pred, true)
-    shown = shown[shown != unknown]
+    shown = np.unique(true)
     if not len(shown):
         return 0.0
     return float(np.mean([((pred == c) & (true == c)).sum() / ((pred == c) | (true == c)).sum() for c in shown]))

@@ -118,11 +118,11 @@ class TrainDetector(LightningModule):
         pictures, truth = batch
         seen = self.net(pictures)
         nearness = F.l1_loss(seen.nearness, truth.nearness.float() / 255)
-        normal = (1 - F.cosine_similarity(seen.normal, truth.normal.float() / 127.5 - 1, dim=1)).mean()
+        normal = (1 - (seen.normal * (truth.normal.float() / 127.5 - 1)).sum(1)).mean()
         classes = F.cross_entropy(seen.classes, truth.classes.long(), ignore_index=UNKNOWN)
         wanted = heat_maps(truth.joints, seen.joints.shape[-2:])
         joints = ((1 + 20 * wanted) * (seen.joints - wanted) ** 2).mean()  # peaks are a thousandth of the plane
-        return 4 * nearness + 2 * normal + classes + 50 * joints
+        return 4 * nearness + 8 * normal + classes + 50 * joints
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.net.parameters(), self.learning_rate, weight_decay=1e-4)

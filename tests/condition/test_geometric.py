@@ -78,7 +78,7 @@ def test_the_published_numbers_are_in_their_units() -> None:
     assert Normal().compare(up, out).published == pytest.approx(90, abs=0.6) and Normal().compare(up, out).fidelity == 0
     sky, sea = Segmentation().draw(scene(kind="sky")), Segmentation().draw(scene(kind="sea"))
     half = np.concatenate([sky[:16], sea[16:]])
-    assert Segmentation().compare(half, sky) == (pytest.approx(0.25), pytest.approx(25))
+    assert Segmentation().compare(half, sky) == (pytest.approx(0.5), pytest.approx(50))
 
 
 def test_a_picture_goes_through_its_own_drawing_and_reading_of_normals() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler, MarigoldNormalsPipeline, UNet2DConditionModel
 from transformers import (
     DepthAnythingConfig,
     DepthAnythingForDepthEstimation,
@@ -19,6 +20,7 @@ from transformers import (
     VitPoseImageProcessor,
 )
 
+from cnx.base import Base
 from cnx.condition import Condition, Depth, Normal, Pose, Segmentation
 from cnx.condition.photo import COCO, WHOLE_BODY, PoseEstimator
 from cnx.errors import InputError
@@ -87,6 +89,21 @@ def test_depth_is_stretched_and_metric_depth_is_inverted(tmp_path: Path) -> None
 def test_normals_come_from_depth_by_its_gradient(tmp_path: Path) -> None:
     control_map = check_map(Normal(save_depth(tmp_path / "depth"), from_depth=True))
     assert (control_map[..., 2] >= 128).all() and control_map[..., 0].std() > 0
+
+
+def test_normals_come_from_a_pipeline_of_diffusers_and_are_the_same_each_time(tmp_path: Path, own_tiny: Base) -> None:
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel.from_config(dict(own_tiny.unet.config) | {"in_channels": 8})
+    MarigoldNormalsPipeline(
+        unet=unet,
+        vae=own_tiny.vae,
+        scheduler=DDIMScheduler.from_config(own_tiny.scheduler.config),
+        text_encoder=own_tiny.text_encoder,
+        tokenizer=own_tiny.tokenizer,
+        default_processing_resolution=64,
+    ).save_pretrained(tmp_path)
+    control_map = check_map(Normal(str(tmp_path)))
+    assert np.array_equal(control_map, Normal(str(tmp_path))(PHOTO)) and control_map.std() > 0
 
 
 def test_classes_are_ade20ks(tmp_path: Path) -> None:

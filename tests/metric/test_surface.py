@@ -25,10 +25,11 @@ def test_angles_are_those_that_normals_are_turned_by(degrees: float) -> None:
     np.testing.assert_allclose(angles, degrees, atol=1e-9)
 
 
-def test_iou_is_of_the_classes_that_either_map_shows() -> None:
+def test_iou_is_of_the_classes_that_the_true_map_shows() -> None:
     true = np.array([[2, 2, 2, 2]], np.uint8)
     assert mean_iou(true, true) == 1
-    assert mean_iou(np.array([[2, 2, 7, 7]], np.uint8), true) == (0.5 + 0) / 2
+    assert mean_iou(np.array([[2, 2, 7, 7]], np.uint8), true) == 0.5
+    assert mean_iou(true, np.array([[2, 2, 7, 7]], np.uint8)) == (0.5 + 0) / 2
     assert mean_iou(np.array([[7, 7, 7, 7]], np.uint8), true) == 0
 
 
