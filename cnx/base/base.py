@@ -62,7 +62,8 @@ class Base(nn.Module):
         super().__init__()
         self.vae, self.text_encoder, self.unet = vae, text_encoder, unet
         self.tokenizer, self.scheduler, self.path = tokenizer, scheduler, path
-        self.at_once = dict.fromkeys(CODERS, 64)  # rows that a coder is given at once; less where memory did not do
+        # Rows that a coder is given at once; less where memory did not do.
+        self.at_once: dict[str, int] = dict.fromkeys(CODERS, 64)
         self.requires_grad_(False).eval()
 
     @classmethod
@@ -123,7 +124,8 @@ class Base(nn.Module):
         for part in CODERS:
             if part in self._modules:
                 # No submodule any more, so that neither .to() nor a strategy of several devices takes it along.
-                self.__dict__[part] = self._modules.pop(part).cpu()
+                self.__dict__[part] = getattr(self, part).cpu()
+                del self._modules[part]
 
     def take_back(self) -> None:
         """Undo `put_away`."""

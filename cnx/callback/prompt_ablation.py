@@ -9,6 +9,7 @@ from typing import Any, cast
 import rich
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from cnx.callback.interrupt import was_interrupted
 from cnx.callback.probe import Probed, replace_file, save_arrays
@@ -69,7 +70,9 @@ class PromptAblation(Callback):
         heldout: HeldOut = cast(Any, trainer).datamodule.heldout(self.items)
         run.model.eval()
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            texts = {mode: text_of(mode, heldout, run.null_text, run.model, self.default_prompt) for mode in self.modes}
+            texts: dict[PromptMode, Tensor] = {
+                mode: text_of(mode, heldout, run.null_text, run.model, self.default_prompt) for mode in self.modes
+            }
             found = evaluate(run.model, self.sampler, self.condition, heldout, run.null_text, texts, self.seed)
         facts = {"optimizer_steps": trainer.global_step, "seed": self.seed}
         folder = Path(trainer.default_root_dir)

@@ -8,11 +8,12 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
 from cnx.callback.prompt_ablation import in_words, save_prompt_ablation
 from cnx.condition import Condition
 from cnx.data.module import ControlData
-from cnx.data.prompts import read_prompt_modes
+from cnx.data.prompts import PromptMode, read_prompt_modes
 from cnx.errors import InputError
 from cnx.report.page import run_report
 from cnx.report.saved import SavedRun
@@ -46,7 +47,9 @@ def run(cfg: DictConfig) -> None:
     net = load_net(trained, folder)
     data.prepare(net.model.base)
     heldout = data.heldout(cfg.num_items)
-    texts = {mode: text_of(mode, heldout, data.null_text, net.model, cfg.default_prompt) for mode in modes}
+    texts: dict[PromptMode, Tensor] = {
+        mode: text_of(mode, heldout, data.null_text, net.model, cfg.default_prompt) for mode in modes
+    }
 
     columns = (TextColumn("drawing"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     console = rich.get_console()

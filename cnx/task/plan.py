@@ -145,7 +145,7 @@ def estimate(cfg: DictConfig, accumulated: int, processes: int = 1) -> Need:
             drawing = ledger.peak - before
             del drawn
             ledger.peak = before = ledger.now
-            base.vae.decode(torch.empty(chunk, 4, side // 8, side // 8, device="meta"))
+            base.vae.decode(cast(Any, torch.empty(chunk, 4, side // 8, side // 8, device="meta")))
             away = _bytes(base.vae.parameters()) if cfg.memory.offload else 0
             drawing = max(drawing, ledger.peak - before + away)
     return Need(
@@ -260,7 +260,9 @@ class Clock(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last = _now()
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step > len(self.seconds):
             self.seconds.append(_now() - self._last)
             self._last = _now()

@@ -65,7 +65,8 @@ def run(cfg: DictConfig) -> None:
         note_choices(cfg)
         step_done = 0
     accumulated = count_micro_batches(cfg, count_processes(cfg))
-    make_optimizer(cfg), make_schedule(cfg)  # that they can be had is found out before anything is written
+    for make in (make_optimizer, make_schedule):
+        make(cfg)  # that they can be had is found out before anything is written
     seed_everything(cfg.seed, verbose=False)
 
     data: ControlData = instantiate(cfg.data)
