@@ -131,7 +131,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(other).values(), strict=True))
 
 
-@pytest.mark.parametrize(("cooldown", "last"), [(0, 1.0), (0.25, 1.0), (0.5, 0.5), (1, 0.25)])
+@pytest.mark.parametrize(("cooldown", "last"), [(0, 1.0), (0.5, 0.5)])  # the rest in tests/test_schedule.py
 def test_the_learning_rate_falls_over_the_cooldown(cooldown: float, last: float) -> None:
     folder = launch("trainer.max_steps=4", f"cooldown={cooldown}", "optimizer.lr=1e-3", *SMALL)
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)
