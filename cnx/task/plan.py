@@ -356,7 +356,7 @@ def show(
     table.add_row("probing", f"drawing {cfg.sampler.chunk} at once, between two steps", _gib(need.probing))
     if measured and measured.peak is not None:
         table.add_row(
-            "training, measured", f"{(need.training / measured.peak - 1):+.0%} is the estimate", _gib(measured.peak)
+            "training, measured", f"the estimate is {need.training / measured.peak:.0%} of it", _gib(measured.peak)
         )
     console.print(table)
     console.print(_verdict(cfg, need), highlight=False, markup=False, soft_wrap=True)
