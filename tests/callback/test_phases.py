@@ -22,6 +22,7 @@ from cnx.condition import Agreement
 from cnx.errors import InputError
 from cnx.objective import Denoise
 from cnx.sampler import DDIM
+from cnx.schedule import Schedule
 from cnx.task.training import Training
 
 Fit = Callable[..., tuple[Any, Trainer]]
@@ -294,7 +295,7 @@ def fit_training(toy_model: Callable[[], Any], toy_data: Callable[[], Any], tmp_
             optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-3, eps=1e-14, fused=True),
             null_text=torch.zeros(1, 5, 8),
             prompt_dropout=0.5,
-            cooldown=cooldown,
+            schedule=Schedule(cooldown=cooldown),
             seed=0,
             log_every_n_steps=1,
         )
