@@ -69,7 +69,7 @@ def read_saved(place: Path, trust: str | None) -> SavedBranch:
     One file may hold its base too, which is left. `trust` as `read_weights` takes it. Raises InputError if there is no
     branch, if it is damaged, or something else; the line names what.
     """
-    return _read_folder(place, trust) if place.is_dir() else _read_file(place, trust)
+    return _read_file(place, trust) if place.is_file() else _read_folder(place, trust)
 
 
 def _read_folder(folder: Path, trust: str | None) -> SavedBranch:

@@ -247,7 +247,8 @@ def measure(cfg: DictConfig, text: tuple[int, int]) -> Measured:
     trainer.fit(make_training(cfg, model, cast(Any, data)), datamodule=data)
     seconds = sorted(clock.seconds[2:])  # without the first two, which try algorithms out and fill caches
     peak = peak_memory_bytes()
-    return Measured(seconds[len(seconds) // 2], None if peak is None else peak - beside)
+    # No growth says nothing: the process had needed more before.
+    return Measured(seconds[len(seconds) // 2], None if peak is None or peak == beside else peak - beside)
 
 
 class Clock(Callback):

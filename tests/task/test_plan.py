@@ -101,4 +101,6 @@ def test_the_plan_is_a_table_that_says_what_fits(capsys, tiny_conf, tmp_path: Pa
         plan.run(cfg)
         out = capsys.readouterr().out
         assert verdict in out and "147 optimizer steps an epoch" in out
-        assert ("training, measured" in out) == ("s a step" in out) == (gib == 1)
+        assert ("s a step" in out) == (gib == 1)
+        # Of the memory only what the process grows by is known: nothing, where an earlier test needed more.
+        assert "training, measured" not in out or gib == 1
