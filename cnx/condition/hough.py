@@ -40,7 +40,7 @@ class Hough(GeometricCondition):
     def draw(self, geometry: Geometry) -> Pixels:
         """The straight pieces of outlines: horizons, ridges of hills, birds."""
         if geometry.lines is None:
-            raise InputError("condition=hough: nothing in this data set is straight; use data=birds")
+            raise InputError("condition=hough: nothing in this data set is straight; use data=birds or data=dogs")
         return _draw(geometry.lines - 0.5, *geometry.nearness.shape)  # of positions, pixel centres are at .5
 
     def lines(self, image: Pixels) -> Float[np.ndarray, "n 4"]:

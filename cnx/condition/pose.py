@@ -14,8 +14,8 @@ from cnx.metric import match_points
 class Pose(GeometricCondition):
     """Skeletons in OpenPose's style on black: a dot of its own hue for each joint, limbs at 60% of the brightness.
 
-    People have OpenPose's 18 joints and colours, and hands and face where the detector sees them; birds have eight
-    joints of their own (`cnx.condition.skeleton`).
+    People have OpenPose's 18 joints and colours, and hands and face where the detector sees them; birds and dogs
+    have joints of their own (`cnx.condition.skeleton`).
 
     Attributes:
         path: the detector: the one of drawn scenes that ships with the repository, or for photos the folder or hub id
@@ -36,7 +36,7 @@ class Pose(GeometricCondition):
 
     def draw(self, geometry: Geometry) -> Pixels:
         if geometry.skeletons is None:
-            raise InputError("condition=pose: what this data set shows has no skeleton; use data=birds")
+            raise InputError("condition=pose: what this data set shows has no skeleton; use data=birds or data=dogs")
         return draw_skeletons(geometry.skeletons, *geometry.nearness.shape)
 
     def compare(self, drawn: Pixels, wanted: Pixels) -> Agreement:

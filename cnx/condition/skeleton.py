@@ -64,6 +64,20 @@ BIRD = Anatomy(
         *_sides(("body", "* wing bend"), ("* wing bend", "* wing tip")),
     ),
 )  # fmt: skip
+DOG = Anatomy(
+    joints=(
+        "nose", "head", "withers", "rump", "tail end",
+        "right fore knee", "right fore paw", "right hind knee", "right hind paw",
+        "left fore knee", "left fore paw", "left hind knee", "left hind paw",
+    ),
+    limbs=(
+        ("nose", "head"), ("head", "withers"), ("withers", "rump"), ("rump", "tail end"),
+        *_sides(
+            ("withers", "* fore knee"), ("* fore knee", "* fore paw"), ("rump", "* hind knee"),
+            ("* hind knee", "* hind paw"),
+        ),
+    ),
+)  # fmt: skip
 FINGERS = ("thumb", "forefinger", "middle finger", "ring finger", "little finger")
 # COCO-WholeBody's 21 points of a hand: its root, then four of each finger from root to tip (Jin et al., ECCV 2020).
 HANDS = {
@@ -71,7 +85,7 @@ HANDS = {
     for side in ("left", "right")
 }
 FACE = tuple(f"face {point}" for point in range(68))
-ANATOMIES = (PERSON, BIRD)
+ANATOMIES = (PERSON, BIRD, DOG)
 
 
 def draw_skeletons(skeletons: Iterable[Joints], height: int, width: int) -> Pixels:

