@@ -1,6 +1,7 @@
 """A picture wall: how one held-out item was drawn, run by run and step by step."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,12 +17,12 @@ def spread(values: Sequence[int], most: int) -> list[int]:
     return [values[i] for i in np.unique(chosen)]
 
 
-def shared_items(runs: Sequence[SavedRun]) -> list[list[int]]:
+def shared_items(runs: Sequence[SavedRun], by: Literal["control", "target"] = "control") -> list[list[int]]:
     """The places of the held-out items that all runs draw, under the same control map: one list a run, in one order.
 
-    Empty lists where no item is shared.
+    `by` target: of the same picture, whatever kind of map each run makes of it. Empty lists where no item is shared.
     """
-    keys = [[picture.tobytes() for picture in run.heldout.control] if run.heldout else [] for run in runs]
+    keys = [[picture.tobytes() for picture in getattr(run.heldout, by)] if run.heldout else [] for run in runs]
     shared = [key for key in keys[0] if all(key in others for others in keys[1:])] if keys else []
     return [[own.index(key) for key in shared] for own in keys]
 
@@ -35,7 +36,10 @@ def picture_wall(runs: Sequence[SavedRun], labels: Sequence[str], most_steps: in
     pairs = [(run, label) for run, label in zip(runs, labels, strict=True) if run.pictured()]
     if not pairs:
         return None
-    shared = shared_items([run for run, _ in pairs])
+    drawing = [run for run, _ in pairs]
+    shared = shared_items(drawing)
+    if not shared[0]:  # another kind of control in each run, perhaps
+        shared = shared_items(drawing, by="target")
     items = [places[0] if places else 0 for places in shared]
     steps = spread(max((run.pictured() for run, _ in pairs), key=lambda found: (len(found), found[-1])), most_steps)
 

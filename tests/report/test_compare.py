@@ -162,6 +162,13 @@ def test_a_wall_shows_one_item_in_every_row_wherever_its_run_has_it(save_run: Sa
     assert (np.asarray(wall) == 30).all(axis=2).sum() < 96 * 96
 
 
+def test_a_wall_shows_the_same_picture_under_each_runs_own_kind_of_map(save_run: SaveRun) -> None:
+    runs = [SavedRun(save_run("edges", controls=(10, 20))), SavedRun(save_run("depth", controls=(30, 40)))]
+    assert shared_items(runs) == [[], []] and shared_items(runs, by="target") == [[0, 1], [0, 1]]
+    wall = np.asarray(picture_wall(runs, ["edges", "depth"]))
+    assert all((wall == grey).all(axis=2).sum() >= 96 * 96 for grey in (10, 30))
+
+
 def test_runs_that_share_no_item_show_their_own_and_say_so(save_run: SaveRun, out: Path) -> None:
     runs = [save_run("a", controls=(10, 20)), save_run("b", controls=(30, 40), seed=1)]
     assert any("share no held-out item" in note for note in compare(runs, out).notes)
