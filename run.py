@@ -4,8 +4,10 @@ python run.py --help lists every group and option.
 """
 
 import logging
+import re
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
@@ -75,6 +77,30 @@ def register_resolvers() -> None:
 register_resolvers()
 
 
+def together(arguments: Sequence[str]) -> list[str]:
+    """The command line again, `condition=[canny,depth]` in it as `condition=canny+depth`, an option that is made here.
+
+    Hydra merges the options of one group that a list names into one. This option puts each under its own name instead,
+    as a file conf/condition/canny_depth.yaml would. Raises InputError for a condition that is named twice.
+    """
+    from cnx.errors import InputError
+
+    arguments = list(arguments)
+    for place, argument in enumerate(arguments):
+        key, given, value = argument.partition("=")
+        if key != "condition" or not given:
+            continue
+        value = re.sub(r"\[([\w\s,]+)\]", lambda found: "+".join(found[1].replace(",", " ").split()), value)
+        arguments[place] = f"{key}={value}"
+        for option in re.findall(r"\w+(?:\+\w+)+", value):
+            names = option.split("+")
+            if len(set(names)) < len(names):
+                raise InputError(f"{argument}: names a condition twice; leave one out")
+            node = {"defaults": [f"{name}@{name}" for name in names], "_target_": "cnx.condition.Several"}
+            ConfigStore.instance().store(group="condition", name=option, node=node)
+    return arguments
+
+
 def perform(cfg: DictConfig) -> None:
     """Do the task."""
     hydra.utils.instantiate(cfg.task)(cfg)
@@ -106,12 +132,15 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def command_line() -> None:
-    """`main`, where `resume=<sweep folder>` stands for the sweep's own command; a sweep cut short says how to go on."""
+    """`main`, where `resume=<sweep folder>` stands for the sweep's own command, and conditions can be taken together.
+
+    A sweep cut short says how to go on.
+    """
     from cnx.errors import InputError
     from cnx.task.sweep import Sweep, check_extras, conclude_after_failure, how_to_go_on, resumed_arguments
 
     try:
-        sys.argv[1:] = resumed_arguments(sys.argv[1:])
+        sys.argv[1:] = together(resumed_arguments(sys.argv[1:]))
         check_extras(sys.argv[1:])
         main()
     except InputError as error:

@@ -33,7 +33,7 @@ SMALL = [
 def composed(*overrides: str, whole: bool = False) -> DictConfig:
     """The configuration of `python run.py <overrides>`; `whole` with Hydra's own part."""
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        return compose("config", overrides=[*overrides], return_hydra_config=whole)
+        return compose("config", overrides=run.together(overrides), return_hydra_config=whole)
 
 
 def begun(*overrides: str) -> DictConfig:

@@ -4,9 +4,9 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -23,7 +23,7 @@ from cnx.callback.ema import averaged
 from cnx.callback.interrupt import was_interrupted
 from cnx.callback.spacing import Cost, Spacing
 from cnx.callback.wandb import Wandb
-from cnx.condition import Condition
+from cnx.condition import Agreement, Condition
 from cnx.data.module import Batch, HeldOut, to_uint8
 from cnx.errors import InputError
 from cnx.metric import Convergence, calibrate, find_convergence, is_degenerate
@@ -48,12 +48,27 @@ class Probed(Protocol):
 class Score:
     """How well samples agree with their maps (`cnx.condition.Agreement`), averaged over the items.
 
-    `raw` is the condition's fidelity, in [0, 1]; `published` the number of the literature, by its `measure`.
+    `raw` is the condition's fidelity, in [0, 1]; `published` the number of the literature, by its `measure`. Where
+    there are several conditions, `parts` has both of each, by its name.
     """
 
     raw: float
     published: float
     items: tuple[float, ...] = ()  # the raw one of each item, for paired comparisons between runs
+    parts: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, agreements: Sequence[Agreement]) -> "Score":
+        means = _means(agreements)
+        parts = {name: _means([one.parts[name] for one in agreements]) for name in agreements[0].parts}
+        return cls(**means, items=tuple(one.fidelity for one in agreements), parts=parts)
+
+
+def _means(agreements: Sequence[Agreement]) -> dict[str, float]:
+    return {
+        "raw": float(np.mean([one.fidelity for one in agreements])),
+        "published": float(np.mean([one.published for one in agreements])),
+    }
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,8 @@ class ProbeRecord:
     """One probe: the optimizer step, fidelity as in `Score`, and the raw one calibrated (`cnx.metric.calibrate`).
 
     `floor` is the raw fidelity at strength 0 that it was calibrated with: another at each probe while the base is
-    trained. None in checkpoints of before it was kept.
+    trained. None in checkpoints of before it was kept. `parts` is raw, published and calibrated of each of several
+    conditions.
     """
 
     step: int
@@ -70,6 +86,7 @@ class ProbeRecord:
     calibrated: float
     items: tuple[float, ...] = ()
     floor: float | None = None
+    parts: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,7 +102,7 @@ class _Fixed:
     """What stays the same from the first probe to the last."""
 
     heldout: HeldOut
-    control: UInt8[np.ndarray, "n H W 3"]
+    control: UInt8[np.ndarray, "n H W m"]
     target: UInt8[np.ndarray, "n H W 3"]
     reconstruction: UInt8[np.ndarray, "n H W 3"]
     noise: Float[Tensor, "n 4 h w"]
@@ -115,9 +132,10 @@ class Probe(Callback):
     other; with `budget: null` no time is measured, and they have the same.
 
     Writes to `samples/` in the run folder (`trainer.default_root_dir`): `heldout.npz` (control, target, reconstruction,
-    floor: UInt8 "n H W 3"; prompts; index), and at each probe `step_000400.png`, `step_000400.npz` (samples: UInt8
-    "n H W 3") and `probe.json` (floor, ceiling, every probe and gain so far). Logs `control/fidelity` (calibrated),
-    `control/fidelity_raw`, `control/fidelity_published` and `control/gain` to all loggers; to wandb the grid and a
+    floor: UInt8 "n H W 3", control 3 channels for each condition; prompts; index), and at each probe `step_000400.png`,
+    `step_000400.npz` (samples: UInt8 "n H W 3") and `probe.json` (floor, ceiling, every probe and gain so far). Logs
+    `control/fidelity` (calibrated), `control/fidelity_raw`, `control/fidelity_published` and `control/gain` to all
+    loggers, and `control/fidelity_<condition>` (calibrated) of each of several conditions; to wandb the grid and a
     table of the items too, and an alert at the probe that shows convergence.
 
     Args:
@@ -387,13 +405,18 @@ class Probe(Callback):
         score = self._score(samples)
         calibrated = calibrate(score.raw, floor.raw, ceiling.raw)
         converged_before = self.convergence().step
-        self.history.append(ProbeRecord(step, score.raw, score.published, calibrated, score.items, floor.raw))
+        parts = {
+            name: {**own, "calibrated": calibrate(own["raw"], floor.parts[name]["raw"], ceiling.parts[name]["raw"])}
+            for name, own in score.parts.items()
+        }
+        self.history.append(ProbeRecord(step, score.raw, score.published, calibrated, score.items, floor.raw, parts))
 
         folder = self._folder(trainer)
         line = (
             f"probe at step {step}: control fidelity {calibrated:z.2f} calibrated "
             f"(raw {score.raw:z.2f}, floor {floor.raw:z.2f}, ceiling {ceiling.raw:z.2f})"
         )
+        line += "".join(f", {name} {own['calibrated']:z.2f}" for name, own in parts.items())
         gain = next((record.gain for record in self.gains if record.step == step), None)
         if gain is not None:
             line += f", control gain {gain:z.3f}"
@@ -410,6 +433,7 @@ class Probe(Callback):
         save_image(grid, folder / f"step_{step:06d}.png")
         self._save_summary(folder / "probe.json")
         row = {"fidelity": calibrated, "fidelity_raw": score.raw, "fidelity_published": score.published}
+        row |= {f"fidelity_{name}": own["calibrated"] for name, own in parts.items()}
         _log(trainer, run, {f"control/{name}": value for name, value in row.items()})
         for logger in trainer.loggers:
             if isinstance(logger, Wandb):
@@ -456,8 +480,7 @@ class Probe(Callback):
         fixed = self._fixed
         assert fixed is not None
         pairs = zip(images, fixed.control, strict=True)
-        items, published = zip(*(self.condition.judge(drawn, wanted) for drawn, wanted in pairs), strict=True)
-        return Score(raw=float(np.mean(items)), published=float(np.mean(published)), items=items)
+        return Score.of([self.condition.judge(drawn, wanted) for drawn, wanted in pairs])
 
     def _folder(self, trainer: Trainer) -> Path:
         folder = Path(trainer.default_root_dir) / "samples"

@@ -19,6 +19,7 @@ from PIL import Image
 from wandb.errors import Error
 
 from cnx.callback.table import CLOCKS
+from cnx.condition import apart
 
 # The sections of a run's page: a metric's name begins with its section's.
 SECTIONS = ("control", "train", "samples")
@@ -47,7 +48,7 @@ class Wandb(WandbLogger):
         caption: str,
         index: Sequence[int],
         prompts: Sequence[str],
-        control: UInt8[np.ndarray, "n H W 3"],
+        control: UInt8[np.ndarray, "n H W m"],
         samples: UInt8[np.ndarray, "n H W 3"],
         fidelity: Sequence[float],
     ) -> None:
@@ -55,7 +56,8 @@ class Wandb(WandbLogger):
         step = clocks["optimizer_step"]
         table = wandb.Table(columns=["step", "item", "prompt", "map", "sample", "fidelity"])
         for i, prompt in enumerate(prompts):
-            table.add_data(step, index[i], prompt, wandb.Image(control[i]), wandb.Image(samples[i]), fidelity[i])
+            maps = wandb.Image(np.hstack(apart(control[i])))
+            table.add_data(step, index[i], prompt, maps, wandb.Image(samples[i]), fidelity[i])
         image = wandb.Image(grid, caption=caption)
         self.log_metrics({"samples/grid": image, "samples/table": table, **clocks}, step=step)
 

@@ -14,6 +14,7 @@ from cnx.condition.normal import Normal
 from cnx.condition.pose import Pose
 from cnx.condition.scribble import Scribble
 from cnx.condition.segmentation import Segmentation
+from cnx.condition.several import Several, apart, parts_of
 from cnx.condition.shuffle import Shuffle
 from cnx.condition.softedge import SoftEdge
 from cnx.condition.tile import Tile
@@ -36,7 +37,10 @@ __all__ = [
     "Pose",
     "Scribble",
     "Segmentation",
+    "Several",
     "Shuffle",
     "SoftEdge",
     "Tile",
+    "apart",
+    "parts_of",
 ]

@@ -1,7 +1,8 @@
 """What a kind of control can do: make a map of a photo, compare two maps, show one."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,10 +21,12 @@ class Agreement(NamedTuple):
     Attributes:
         fidelity: in [0, 1], 1 is best: what the probe calibrates.
         published: the number of the literature in its own unit, which the condition's `measure` names.
+        parts: that of each map by the name of its condition, where there are several.
     """
 
     fidelity: float
     published: float
+    parts: Mapping[str, "Agreement"] = {}
 
 
 class Condition(ABC):
@@ -37,9 +40,9 @@ class Condition(ABC):
         measure: what `Agreement.published` is, with unit and direction: "edge F1, pixel-exact; higher is better".
     """
 
-    white: ClassVar[str]
-    licence: ClassVar[str]
-    measure: ClassVar[str]
+    white: str
+    licence: str
+    measure: str
 
     @abstractmethod
     def __call__(self, image: Pixels) -> Pixels:

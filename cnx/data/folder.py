@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -38,11 +38,19 @@ F = TypeVar("F", bound=File, covariant=True)
 
 @dataclass(frozen=True)
 class Item(Generic[F]):
-    """One training example: control map, image and prompt (which may be empty)."""
+    """One training example: control map, image and prompt (which may be empty).
+
+    `more` are the maps of further conditions, where a branch takes several: `maps` has all, in its channels' order.
+    """
 
     source: F
     target: F
     prompt: str
+    more: tuple[F, ...] = ()
+
+    @property
+    def maps(self) -> tuple[F, ...]:
+        return (self.source, *self.more)
 
 
 def read_folder(root: str | Path, limit: int | None = None, on_error: OnError = "raise") -> list[Item[Path]]:
@@ -241,23 +249,34 @@ def fit(
     return np.asarray(image, dtype=np.uint8)
 
 
-def load_control(item: Item, height: int, width: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
-    """Read an item's control map, cropped and resized as `fit` does. Raises InputError as `load_image` does."""
-    return fit(load_image(item.source, BEHIND_MAP), height, width)
+def load_control(item: Item, height: int, width: int | None = None) -> UInt8[np.ndarray, "H W m"]:
+    """Read an item's control maps, cropped and resized as `fit` does, 3 channels for each.
+
+    Raises InputError as `load_image` does.
+    """
+    return _stacked([fit(load_image(file, BEHIND_MAP), height, width) for file in item.maps])
 
 
 def load_pair(
     item: Item, height: int, width: int | None = None, place: tuple[float, float] = (0.5, 0.5)
-) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W 3"]]:
-    """Read an item's control map and target as RGB, both cropped and resized as `fit` does.
+) -> tuple[UInt8[np.ndarray, "H W m"], UInt8[np.ndarray, "H W 3"]]:
+    """Read an item's control maps, 3 channels for each, and target as RGB, all cropped and resized as `fit` does.
 
     Raises:
         InputError: a side that is no multiple of 8, an unreadable file, map and target of different size.
     """
     check_resolution(height)
-    control, target = load_image(item.source, BEHIND_MAP), load_image(item.target, BEHIND_TARGET)
-    check_sizes(item, control, target)
-    return fit(control, height, width, place), fit(target, height, width, place)
+    target = load_image(item.target, BEHIND_TARGET)
+    maps = []
+    for file in item.maps:
+        control = load_image(file, BEHIND_MAP)
+        check_sizes(replace(item, source=file), control, target)
+        maps.append(fit(control, height, width, place))
+    return _stacked(maps), fit(target, height, width, place)
+
+
+def _stacked(maps: list[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "h w m"]:
+    return maps[0] if len(maps) == 1 else np.concatenate(maps, axis=2)
 
 
 def check_sizes(item: Item, control: UInt8[np.ndarray, "h w 3"], target: UInt8[np.ndarray, "H W 3"]) -> None:

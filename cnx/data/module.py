@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import rich
@@ -14,12 +14,14 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cnx.condition import Condition, parts_of
 from cnx.data.buckets import Size, bucket_sizes, nearest_bucket
 from cnx.data.cache import IMAGES_AT_ONCE, Cached, Rows, cache_latents, cache_text
 from cnx.data.folder import Item, OnError, check_limit, check_resolution, load_control, load_pair
 from cnx.data.index import BAD, content, index_items, positions, sorted_by_content, why_bad
 from cnx.data.items import Chosen, Fill50KLayout, Items, Reader
 from cnx.data.order import Draw, SeededBatches
+from cnx.data.several import put_together
 from cnx.data.synthetic import Scenes, generate
 from cnx.errors import InputError
 
@@ -28,11 +30,14 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """A micro-batch: latents and embedding of target and prompt, control map in [0, 1], position in the data set."""
+    """A micro-batch: latents and embedding of target and prompt, control in [0, 1], position in the data set.
+
+    control: 3 channels for each control map of a picture.
+    """
 
     latents: Float[Tensor, "b 4 h w"]
     text: Float[Tensor, "b n d"]
-    control: Float[Tensor, "b 3 H W"]
+    control: Float[Tensor, "b m H W"]
     index: Int[Tensor, " b"]  # pyright: ignore[reportIncompatibleMethodOverride]  (hides tuple.index, unused)
 
 
@@ -44,7 +49,7 @@ class Unencoded(NamedTuple):
 
     latents: Float[Tensor, "b 4 h w"] | UInt8[Tensor, "b 3 H W"]
     text: Float[Tensor, "b n d"] | list[str]
-    control: Float[Tensor, "b 3 H W"]
+    control: Float[Tensor, "b m H W"]
     index: Int[Tensor, " b"]  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
@@ -54,7 +59,7 @@ class HeldOut:
 
     index: list[int]
     prompts: list[str]
-    control: Float[Tensor, "n 3 H W"]
+    control: Float[Tensor, "n m H W"]
     target: Float[Tensor, "n 3 H W"]
     latents: Float[Tensor, "n 4 h w"]
     text: Float[Tensor, "n l d"]
@@ -118,7 +123,7 @@ class Pairs(Dataset[Batch | Unencoded]):
 
     def _load(
         self, item: Item, at: int, draw: Draw, size: Size
-    ) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w 3"]]:
+    ) -> tuple[UInt8[np.ndarray, "h w m"], UInt8[np.ndarray, "h w 3"]]:
         random = np.random.default_rng((self.seed, draw.epoch, at))
         top, left = random.random(2)
         control, target = load_pair(item, *size, place=(top, left) if self.crop else (0.5, 0.5))
@@ -141,7 +146,8 @@ class ControlData(LightningDataModule):
     """Training batches and held-out items of a data set, or of synthetic scenes written to a folder first.
 
     Args:
-        root: where the data set is, as its `reader` wants it: a folder, a name, a pattern.
+        root: where the data set is, as its `reader` wants it: a folder, a name, a pattern. A list of data sets of the
+            same pictures, one for each condition, gives each picture the maps of all.
         resolution: side in pixels of maps and targets, a multiple of 8.
         limit: use the first `limit` items only.
         on_error: `raise` stops at a missing, damaged or mismatched image; `skip` leaves such items out and lists them.
@@ -152,7 +158,8 @@ class ControlData(LightningDataModule):
         cache: what is encoded once, and kept: `all`; `latents`, with prompts embedded in each step; `off`, with
             pictures encoded in each step, too.
         cache_folder: folder for the index, latents and prompt embeddings, shared by all runs.
-        scenes: synthetic scenes to write into `root` at `resolution` first, or None to read what is there.
+        scenes: synthetic scenes to write into `root` at `resolution` first, with the maps of each of their conditions,
+            or None to read what is there.
         reader: reads the data set; None is the Fill50K layout.
         buckets: sides of pictures that are not square are multiples of it (`bucket_sizes`), and each batch is of one
             size; None crops all to squares. Held-out items are squares in any case.
@@ -163,7 +170,7 @@ class ControlData(LightningDataModule):
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path | Sequence[str | Path],
         resolution: int,
         limit: int | None = None,
         on_error: OnError = "raise",
@@ -196,7 +203,12 @@ class ControlData(LightningDataModule):
             )
         if shuffle_buffer < 1:
             raise InputError(f"data.shuffle_buffer={shuffle_buffer}: must be at least 1")
-        self.root, self.resolution, self.limit = str(root), resolution, limit
+        self.roots = [str(root)] if isinstance(root, str | Path) else [str(each) for each in root]
+        if not self.roots:
+            raise InputError("data.root=[]: names no data set; give one, or one for each condition")
+        if scenes is not None and len(self.roots) > 1:
+            raise InputError(f"data.root={self.roots}: a drawn set is written to one folder; give one")
+        self.root, self.resolution, self.limit = self.roots[0], resolution, limit
         self.on_error: OnError = on_error
         self.batch_size, self.num_workers, self.fraction, self.seed = batch_size, num_workers, heldout, seed
         self.cache, self.cache_folder = cache, Path(cache_folder)
@@ -220,14 +232,16 @@ class ControlData(LightningDataModule):
         Raises:
             InputError: bad input of any kind; a split that leaves nothing to train on.
         """
-        root = self.root
-        if self.scenes is not None:
-            count = self.scenes.count if self.limit is None else min(self.limit, self.scenes.count)
-            root = str(generate(self.scenes, root, self.resolution, count=count))
-        self.items = self.read(root)
-        records = index_items(self.items, self.cache_folder, self.on_error == "raise")
+        roots = self.roots if self.scenes is None else self._write_scenes(self.scenes)
+        root = roots[0]
+        sets = [self.read(each) for each in roots]
+        indexed = [index_items(items, self.cache_folder, self.on_error == "raise") for items in sets]
+        self.items, records = put_together(roots, sets, indexed)
         bad = np.flatnonzero(records["state"] == BAD)
-        self.skipped = [why_bad(self.items[int(at)]) for at in bad]
+        self.skipped = [
+            next(why_bad(items[at]) for items, own in zip(sets, indexed, strict=True) if own["state"][at] == BAD)
+            for at in map(int, bad)
+        ]
         self._check_split(root, records[records["state"] != BAD] if len(bad) else records)
 
         good = records["state"] != BAD
@@ -246,6 +260,16 @@ class ControlData(LightningDataModule):
             more = [f"and {count - 5} more, listed in the run folder's skipped.txt"] if count > 5 else []
             for line in [*self.skipped[:5], *more]:
                 console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+
+    @property
+    def maps(self) -> int:
+        """How many control maps each picture has."""
+        return len(self.roots) if self.scenes is None else len(_one_by_one(self.scenes))
+
+    def _write_scenes(self, scenes: Scenes) -> list[str]:
+        """Write the scenes, and give the folder to read for each of their conditions."""
+        count = scenes.count if self.limit is None else min(self.limit, scenes.count)
+        return [str(generate(each, self.root, self.resolution, count=count)) for each in _one_by_one(scenes)]
 
     def read(self, root: str | None = None) -> Items:
         """List the items at `root`, or at the data's own, as `reader` does, without looking into their images."""
@@ -403,11 +427,17 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def to_tensor(image: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:
+def _one_by_one(scenes: Scenes) -> list[Scenes]:
+    """The scenes under each of the conditions that they have at once."""
+    conditions: list[Condition | None] = [None] if scenes.condition is None else [*parts_of(scenes.condition)]
+    return [scenes] if len(conditions) == 1 else [replace(cast(Any, scenes), condition=each) for each in conditions]
+
+
+def to_tensor(image: UInt8[np.ndarray, "h w c"]) -> Float[Tensor, "c h w"]:
     """Turn an 8-bit image into float32 in [0, 1], channels first."""
     return torch.tensor(image).permute(2, 0, 1).float() / 255
 
 
-def to_uint8(images: Float[Tensor, "n 3 H W"]) -> UInt8[np.ndarray, "n H W 3"]:
+def to_uint8(images: Float[Tensor, "n c H W"]) -> UInt8[np.ndarray, "n H W c"]:
     """Turn images in [0, 1] into 8-bit ones, channels last; what lies outside is cut off."""
     return (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -151,9 +151,9 @@ class Controlled(nn.Module):
         x_t: Float[Tensor, "b 4 h w"],
         t: Int[Tensor, " b"],
         text: Float[Tensor, "b n d"],
-        control: Float[Tensor, "b 3 H W"],
+        control: Float[Tensor, "b m H W"],
     ) -> Residuals:
-        """Run the control branch on control maps in [0, 1], eight times the latents' side."""
+        """Run the control branch on control maps in [0, 1], eight times the latents' side; 3 channels for each."""
         control = control.contiguous(memory_format=torch.channels_last)
         down, mid = self.branch(x_t, t, text, control, return_dict=False)
         return Residuals(tuple(down), mid)
@@ -163,7 +163,7 @@ class Controlled(nn.Module):
         x_t: Float[Tensor, "b 4 h w"],
         t: Int[Tensor, " b"],
         text: Float[Tensor, "b n d"],
-        control: Float[Tensor, "b 3 H W"],
+        control: Float[Tensor, "b m H W"],
         strength: float = 1.0,
     ) -> Float[Tensor, "b 4 h w"]:
         """The base's prediction under control; `strength` multiplies every link, and 0 is the base alone."""

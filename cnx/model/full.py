@@ -10,13 +10,18 @@ class Full(Controlled):
     """A locked base and a trainable copy of its encoder with all links (ControlNet, arXiv 2302.05543, section 3.2).
 
     `hint_channels` are the widths of the hint encoder, from the map's size down to the latents' (the released code's
-    eight 3×3 convolutions with SiLU, the last one zero). The branch is built with the base's shape; an init decides
-    its weights.
+    eight 3×3 convolutions with SiLU, the last one zero); it takes `maps` control maps, stacked in the channels. The
+    branch is built with the base's shape; an init decides its weights.
     """
 
-    def __init__(self, base: Base, hint_channels: tuple[int, ...], unlocked_lr: float | None = None) -> None:
+    def __init__(
+        self, base: Base, hint_channels: tuple[int, ...], unlocked_lr: float | None = None, maps: int = 1
+    ) -> None:
         branch = ControlNetModel.from_unet(
-            base.unet, conditioning_embedding_out_channels=tuple(hint_channels), load_weights_from_unet=False
+            base.unet,
+            conditioning_embedding_out_channels=tuple(hint_channels),
+            load_weights_from_unet=False,
+            conditioning_channels=3 * maps,
         )
         super().__init__(base, branch, unlocked_lr)
 
@@ -28,8 +33,8 @@ class SmallScale(Full):
     what they give. Saved as an ordinary ControlNet whose skips are at zero.
     """
 
-    def __init__(self, base: Base, hint_channels: tuple[int, ...]) -> None:
-        super().__init__(base, hint_channels)
+    def __init__(self, base: Base, hint_channels: tuple[int, ...], maps: int = 1) -> None:
+        super().__init__(base, hint_channels, maps=maps)
         self.link("mid")
 
 
@@ -41,7 +46,12 @@ class LargeScale(Full):
     """
 
     def __init__(
-        self, base: Base, hint_channels: tuple[int, ...], unlock: Unlock | None, unlocked_lr: float | None
+        self,
+        base: Base,
+        hint_channels: tuple[int, ...],
+        unlock: Unlock | None,
+        unlocked_lr: float | None,
+        maps: int = 1,
     ) -> None:
-        super().__init__(base, hint_channels, unlocked_lr)
+        super().__init__(base, hint_channels, unlocked_lr, maps)
         self.unlock(unlock)

@@ -17,13 +17,13 @@ class Light(Controlled):
 
     `kernel_size` 3 is ControlNet-lite, the copy replaced by single convolution layers (arXiv 2302.05543, section 4.2);
     1 is ControlNet-MLP, pixel-wise layers with average pooling (lllyasviel/ControlNet, discussion 188). Both are given
-    there in words and figures only: this is a reading of them. `hint_channels` as in Full.
+    there in words and figures only: this is a reading of them. `hint_channels` and `maps` as in Full.
 
     diffusers' ControlNetModel cannot express this branch. It is saved as safetensors and a config.json of its own kind,
     LightBranch, which this class loads and diffusers' pipelines do not.
     """
 
-    def __init__(self, base: Base, hint_channels: tuple[int, ...], kernel_size: Literal[1, 3]) -> None:
+    def __init__(self, base: Base, hint_channels: tuple[int, ...], kernel_size: Literal[1, 3], maps: int = 1) -> None:
         # The base's skips: its first convolution, each resnet, each downsampling.
         widths, strides = [base.unet.conv_in.out_channels], [1]
         blocks: Any = base.unet.down_blocks
@@ -33,7 +33,7 @@ class Light(Controlled):
             if block.downsamplers:
                 widths += [block.downsamplers[0].out_channels]
                 strides += [2]
-        branch = LightBranch(base.unet.conv_in.in_channels, widths, strides, list(hint_channels), kernel_size)
+        branch = LightBranch(base.unet.conv_in.in_channels, widths, strides, list(hint_channels), kernel_size, 3 * maps)
         super().__init__(base, branch)
 
 
@@ -49,17 +49,24 @@ class LightBranch(ModelMixin, ConfigMixin):
         strides: 2 where the base's encoder halves the side, else 1.
         hint_channels: widths of the hint encoder.
         kernel_size: of every convolution, 1 or 3.
+        conditioning_channels: of the control maps, 3 for each.
     """
 
     @register_to_config
     def __init__(
-        self, in_channels: int, widths: list[int], strides: list[int], hint_channels: list[int], kernel_size: int
+        self,
+        in_channels: int,
+        widths: list[int],
+        strides: list[int],
+        hint_channels: list[int],
+        kernel_size: int,
+        conditioning_channels: int = 3,
     ) -> None:
         super().__init__()
         layers = zip([in_channels, *widths], widths, strides, strict=False)
         self.down_blocks = nn.ModuleList(_convolution(a, b, stride, kernel_size) for a, b, stride in layers)
         self.mid_block = _convolution(widths[-1], widths[-1], 1, kernel_size)
-        self.controlnet_cond_embedding = HintEncoder(widths[0], hint_channels, kernel_size)
+        self.controlnet_cond_embedding = HintEncoder(widths[0], hint_channels, kernel_size, conditioning_channels)
         self.controlnet_down_blocks = nn.ModuleList(_zeroed(nn.Conv2d(width, width, 1)) for width in widths)
         self.controlnet_mid_block = _zeroed(nn.Conv2d(widths[-1], widths[-1], 1))
 
@@ -68,7 +75,7 @@ class LightBranch(ModelMixin, ConfigMixin):
         x_t: Float[Tensor, "b 4 h w"],
         t: Int[Tensor, " b"],
         text: Float[Tensor, "b n d"],
-        control: Float[Tensor, "b 3 H W"],
+        control: Float[Tensor, "b m H W"],
         return_dict: bool = False,
     ) -> tuple[list[Tensor], Float[Tensor, "b c h' w'"]]:
         """The values of the skips, in the encoder's order, and of the middle."""
@@ -85,16 +92,16 @@ class LightBranch(ModelMixin, ConfigMixin):
 class HintEncoder(nn.Module):
     """A control map to features an eighth its side; laid out as the released code's, the last convolution zero."""
 
-    def __init__(self, width: int, hint_channels: list[int], kernel_size: int) -> None:
+    def __init__(self, width: int, hint_channels: list[int], kernel_size: int, conditioning_channels: int) -> None:
         super().__init__()
-        self.conv_in = _convolution(3, hint_channels[0], 1, kernel_size)
+        self.conv_in = _convolution(conditioning_channels, hint_channels[0], 1, kernel_size)
         blocks = []
         for narrow, wide in zip(hint_channels, hint_channels[1:], strict=False):
             blocks += [_convolution(narrow, narrow, 1, kernel_size), _convolution(narrow, wide, 2, kernel_size)]
         self.blocks = nn.ModuleList(blocks)
         self.conv_out = _zeroed(_convolution(hint_channels[-1], width, 1, kernel_size))
 
-    def forward(self, control: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, control: Float[Tensor, "b m H W"]) -> Float[Tensor, "b c h w"]:
         features = F.silu(self.conv_in(control))
         for block in self.blocks:
             features = F.silu(block(features))

@@ -18,40 +18,45 @@ TITLE, HEAD, TEXT, SMALL = 20, 14, 14, 12  # font sizes, px
 
 
 def sample_grid(
-    control: UInt8[np.ndarray, "n h w 3"],
+    control: UInt8[np.ndarray, "n h w m"],
     target: UInt8[np.ndarray, "n h w 3"],
     reconstruction: UInt8[np.ndarray, "n h w 3"],
     samples: UInt8[np.ndarray, "n h w 3"],
     captions: Sequence[str],
     title: str,
 ) -> Image.Image:
-    """One row per item: control map | target | VAE reconstruction | sample | caption.
+    """One row per item: control map, or each of several | target | VAE reconstruction | sample | caption.
 
     Images are shown at 128 to 256 px a side, whatever their own. A caption too long for its row makes the row higher.
     """
-    columns = [control, target, reconstruction, samples]
-    heads = ["control map", "target", "VAE reconstruction", "sample", "caption"]
+    given = map_columns(control)
+    columns = [*(maps for _, maps in given), target, reconstruction, samples]
+    heads = [*(head for head, _ in given), "target", "VAE reconstruction", "sample", "caption"]
+    count = len(columns)
     width, height = tile_size(control, least=128, most=256)
     caption_width = 220
     lines = [wrap(caption, font(TEXT), caption_width) for caption in captions]
     line_height = TEXT + 5
     row_heights = [max(height, len(wrapped) * line_height) for wrapped in lines]
 
-    title_lines = wrap(title, font(TITLE), 4 * (width + GAP) + 2 * GAP + caption_width)
+    title_lines = wrap(title, font(TITLE), count * (width + GAP) + 2 * GAP + caption_width)
     top = MARGIN + len(title_lines) * (TITLE + 6) + 8
     body = top + HEAD + 10
     page = Image.new(
         "RGB",
-        (2 * MARGIN + 4 * (width + GAP) + 2 * GAP + caption_width, body + sum(row_heights) + GAP * len(lines) + MARGIN),
+        (
+            2 * MARGIN + count * (width + GAP) + 2 * GAP + caption_width,
+            body + sum(row_heights) + GAP * len(lines) + MARGIN,
+        ),
         PAPER,
     )
     draw = ImageDraw.Draw(page)
     for i, line in enumerate(title_lines):
         draw.text((MARGIN, MARGIN + i * (TITLE + 6)), line, INK, font(TITLE))
-    lefts = [MARGIN + i * (width + GAP) for i in range(5)]
-    lefts[4] += 2 * GAP
+    lefts = [MARGIN + i * (width + GAP) for i in range(count + 1)]
+    lefts[count] += 2 * GAP
     for i, (left, head) in enumerate(zip(lefts, heads, strict=True)):
-        if i < 4:
+        if i < count:
             draw.text((left + width / 2, top), head, GREY, font(fitting(head, HEAD, width)), anchor="ma")
         else:
             draw.text((left, top), head, GREY, font(HEAD))
@@ -60,7 +65,7 @@ def sample_grid(
         for left, column in zip(lefts, columns, strict=False):
             page.paste(tile(column[i], (width, height)), (left, y))
         for k, line in enumerate(wrapped):
-            draw.text((lefts[4], y + k * line_height), line, INK, font(TEXT))
+            draw.text((lefts[count], y + k * line_height), line, INK, font(TEXT))
         y += row_heights[i] + GAP
     return page
 
@@ -68,7 +73,7 @@ def sample_grid(
 def grid_over_time(run_folder: str | Path, rows: int = 6, most_steps: int = 10) -> Path:
     """Draw `samples_over_time.png` of a run folder from its saved probes, and return its path.
 
-    Columns: control map, the probes' steps (at most `most_steps`, evenly chosen, the first and the last always among
+    Columns: control maps, the probes' steps (at most `most_steps`, evenly chosen, the first and the last always among
     them) with the calibrated control fidelity under each, target. Rows: the first `rows` items, under their prompts.
     It reads `samples/probe.json`, `samples/heldout.npz` and `samples/step_*.npz`.
 
@@ -92,8 +97,9 @@ def grid_over_time(run_folder: str | Path, rows: int = 6, most_steps: int = 10) 
     with np.load(samples / "heldout.npz") as heldout:
         control, target = heldout["control"][:rows], heldout["target"][:rows]
         prompts = [str(prompt) for prompt in heldout["prompts"][:rows]]
-    columns = [control]
-    heads = [("control map", "")]
+    given = map_columns(control)
+    columns = [maps for _, maps in given]
+    heads = [(head, "") for head, _ in given]
     for probe in probes:
         with np.load(files[probe["step"]]) as saved:
             columns.append(saved["samples"][:rows])
@@ -102,18 +108,26 @@ def grid_over_time(run_folder: str | Path, rows: int = 6, most_steps: int = 10) 
     heads.append(("target", ""))
 
     absolute = folder.resolve()
-    page = _time_page(columns, heads, prompts, f"{absolute.parent.name} / {absolute.name}")
+    page = _time_page(columns, heads, prompts, f"{absolute.parent.name} / {absolute.name}", len(given))
     path = folder / "samples_over_time.png"
     save_image(page, path)
     return path
 
 
+def map_columns(control: UInt8[np.ndarray, "n h w m"]) -> list[tuple[str, UInt8[np.ndarray, "n h w 3"]]]:
+    """Control maps under their head: one, or one for each condition, in the order of the channels."""
+    maps = np.split(control, control.shape[-1] // 3, axis=-1)
+    return [("control map" + f" {number}" * (len(maps) > 1), each) for number, each in enumerate(maps, start=1)]
+
+
 def _time_page(
-    columns: list[UInt8[np.ndarray, "n h w 3"]], heads: list[tuple[str, str]], prompts: list[str], title: str
+    columns: list[UInt8[np.ndarray, "n h w 3"]], heads: list[tuple[str, str]], prompts: list[str], title: str, maps: int
 ) -> Image.Image:
     width, height = tile_size(columns[0], least=96, most=128)
-    wide = len(columns) * (width + GAP) + 2 * GAP  # the control map and the target stand a little apart
-    lefts = [MARGIN + i * (width + GAP) + GAP * (i > 0) + GAP * (i == len(columns) - 1) for i in range(len(columns))]
+    wide = len(columns) * (width + GAP) + 2 * GAP  # the control maps and the target stand a little apart
+    lefts = [
+        MARGIN + i * (width + GAP) + GAP * (i >= maps) + GAP * (i == len(columns) - 1) for i in range(len(columns))
+    ]
     wrapped = [wrap(prompt, font(SMALL), wide) for prompt in prompts]
     title_lines = wrap(title, font(TITLE), wide)
 

@@ -17,7 +17,7 @@ from PIL import Image
 from cnx.errors import InputError
 from cnx.report.comparison import Comparison, number
 from cnx.report.curves import Curve, Panel, svg
-from cnx.report.grid import tile, tile_size
+from cnx.report.grid import map_columns, tile, tile_size
 from cnx.report.prompts import HEADS, PromptResults, prompt_page, read_prompt_ablation
 from cnx.report.saved import SavedRun
 from cnx.report.table import Table
@@ -188,7 +188,10 @@ def _run_items(run: SavedRun, steps: Sequence[int], items: int) -> Iterator[dict
     samples, scores = [run.samples(step) for step in steps], [run.item_fidelity(step) for step in steps]
     for i, prompt in enumerate(heldout.prompts[:items]):
         still = [
-            (_still(heldout.control[i], f"Control map of item {i + 1}: {prompt}", lossless=True), "control map"),
+            *(
+                (_still(maps[i], f"{head.capitalize()} of item {i + 1}: {prompt}", lossless=True), head)
+                for head, maps in map_columns(heldout.control)
+            ),
             (_still(heldout.target[i], f"Target of item {i + 1}"), "target"),
             (_still(heldout.reconstruction[i], f"Target of item {i + 1} through the VAE"), "through the VAE"),
         ]
@@ -244,7 +247,8 @@ def _comparison_rows(runs: Sequence[SavedRun], labels: Sequence[str], items: int
         chosen = (places if together else list(range(len(heldout.prompts))))[:items]
         prompts = "; ".join(heldout.prompts[place] for place in chosen)
         if i == 0 or not together:
-            yield _strip_row("control map", heldout.control[chosen], f"Control maps of: {prompts}", lossless=True)
+            for head, maps in map_columns(heldout.control[chosen]):
+                yield _strip_row(head, maps, f"Control maps of: {prompts}", lossless=True)
         fidelity = dict(run.fidelity)
         captions = [(step, f"{_step(step)}: fidelity {number(fidelity.get(step), 'z.2f')}") for step in _frames(run)]
         frames = [run.samples(step)[chosen] for step, _ in captions]

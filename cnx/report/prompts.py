@@ -11,7 +11,7 @@ from PIL import Image
 
 from cnx.errors import InputError
 from cnx.report.drawings import drawings_page
-from cnx.report.grid import save_image
+from cnx.report.grid import map_columns, save_image
 from cnx.report.saved import SavedRun
 
 HEADS = {"none": "no prompt", "insufficient": "insufficient", "conflicting": "conflicting", "perfect": "perfect"}
@@ -70,7 +70,7 @@ def prompt_page(ablation: PromptResults, title: str, rows: int = 6) -> Image.Ima
     """Rows: the first items, under their prompts; columns: control map, target, one for each kind of prompt."""
     shown = slice(rows)
     return drawings_page(
-        [("control map", ablation.control[shown]), ("target", ablation.target[shown])],
+        [*map_columns(ablation.control[shown]), ("target", ablation.target[shown])],
         [(ablation.head(mode), pictures[shown]) for mode, pictures in ablation.drawn.items()],
         [ablation.caption(item) for item in range(len(ablation.control[shown]))],
         title,
@@ -106,9 +106,13 @@ def prompt_wall(runs: Sequence[SavedRun], labels: Sequence[str]) -> Image.Image 
     first = pairs[0][0]
     places = [_place_of(first.control[0], found.control) for found, _ in pairs]
     chosen = [(found, place) for (found, _), place in zip(pairs, places, strict=True)]
+    maps = [found.control[place] for found, place in chosen]
+    most = max(own.shape[-1] for own in maps)
+    # Blank where a run has fewer maps than another.
+    maps = [np.pad(own, ((0, 0), (0, 0), (0, most - own.shape[-1])), constant_values=255) for own in maps]
     return drawings_page(
         [
-            ("control map", np.stack([found.control[place] for found, place in chosen])),
+            *map_columns(np.stack(maps)),
             ("target", np.stack([found.target[place] for found, place in chosen])),
         ],
         [(HEADS[mode], np.stack([found.drawn[mode][place] for found, place in chosen])) for mode in modes],

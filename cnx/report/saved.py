@@ -16,9 +16,12 @@ from cnx.errors import InputError
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out items that a run's probe draws: pictures "n h w 3" in uint8, and their prompts."""
+    """The held-out items that a run's probe draws: pictures "n h w 3" in uint8, and their prompts.
 
-    control: UInt8[np.ndarray, "n h w 3"]
+    control: 3 channels for each condition.
+    """
+
+    control: UInt8[np.ndarray, "n h w m"]
     target: UInt8[np.ndarray, "n h w 3"]
     reconstruction: UInt8[np.ndarray, "n h w 3"]
     prompts: list[str]

@@ -7,7 +7,22 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
-from cnx.report.grid import GAP, GREY, HEAD, INK, MARGIN, PAPER, SMALL, TITLE, fitting, font, tile, tile_size, wrap
+from cnx.report.grid import (
+    GAP,
+    GREY,
+    HEAD,
+    INK,
+    MARGIN,
+    PAPER,
+    SMALL,
+    TITLE,
+    fitting,
+    font,
+    map_columns,
+    tile,
+    tile_size,
+    wrap,
+)
 from cnx.report.saved import SavedRun
 
 
@@ -28,7 +43,7 @@ def shared_items(runs: Sequence[SavedRun], by: Literal["control", "target"] = "c
 
 
 def picture_wall(runs: Sequence[SavedRun], labels: Sequence[str], most_steps: int = 8) -> Image.Image | None:
-    """One row a run: control map | samples at growing optimizer steps | target. None if no run has pictures.
+    """One row a run: control maps | samples at growing optimizer steps | target. None if no run has pictures.
 
     Every row shows the first item that all runs draw; where there is none, each run's own first, and the title says so.
     The columns are steps of the run with the most of them; a run shows what it drew there, and nothing if it did not.
@@ -47,8 +62,13 @@ def picture_wall(runs: Sequence[SavedRun], labels: Sequence[str], most_steps: in
     assert first is not None
     width, height = tile_size(first.control, least=96, most=128)
     label_width = 190
-    lefts = [MARGIN + label_width + GAP + i * (width + GAP) for i in range(len(steps) + 2)]
-    lefts[1:] = [left + GAP for left in lefts[1:]]
+    # The heads of the run with the most maps; another leaves the rest of them blank.
+    map_heads = max(
+        ([head for head, _ in map_columns(run.heldout.control)] for run, _ in pairs if run.heldout), key=len
+    )
+    maps = len(map_heads)
+    lefts = [MARGIN + label_width + GAP + i * (width + GAP) for i in range(maps + len(steps) + 1)]
+    lefts[maps:] = [left + GAP for left in lefts[maps:]]
     lefts[-1] += GAP
     title = "The same held-out item in every run" if shared[0] else "Each run's first held-out item: they share none"
     if shared[0]:
@@ -62,22 +82,23 @@ def picture_wall(runs: Sequence[SavedRun], labels: Sequence[str], most_steps: in
     draw = ImageDraw.Draw(page)
     for i, line in enumerate(title_lines):
         draw.text((MARGIN, MARGIN + i * (TITLE + 6)), line, INK, font(TITLE))
-    heads = ["control map", *[f"step {step:,}" for step in steps], "target"]
+    heads = [*map_heads, *[f"step {step:,}" for step in steps], "target"]
     for left, head in zip(lefts, heads, strict=True):
         draw.text((left + width / 2, body - HEAD - 10), head, GREY, font(fitting(head, HEAD, width)), anchor="ma")
     y = body
     for (run, _), lines, item, row_height in zip(pairs, wrapped, items, row_heights, strict=True):
         for i, line in enumerate(lines):
             draw.text((MARGIN, y + i * (HEAD + 4)), line, INK, font(HEAD))
-        for left, picture in zip(lefts, _row(run, item, steps), strict=True):
+        for left, picture in zip(lefts, _row(run, item, steps, maps), strict=True):
             if picture is not None:
                 page.paste(tile(picture, (width, height)), (left, y))
         y += row_height + GAP
     return page
 
 
-def _row(run: SavedRun, item: int, steps: Sequence[int]) -> list[UInt8[np.ndarray, "h w 3"] | None]:
+def _row(run: SavedRun, item: int, steps: Sequence[int], maps: int) -> list[UInt8[np.ndarray, "h w 3"] | None]:
     assert run.heldout is not None
     drawn = set(run.pictured())
     samples = [run.samples(step)[item] if step in drawn else None for step in steps]
-    return [run.heldout.control[item], *samples, run.heldout.target[item]]
+    own = [pictures[item] for _, pictures in map_columns(run.heldout.control)]
+    return [*own, *[None] * (maps - len(own)), *samples, run.heldout.target[item]]

@@ -45,7 +45,7 @@ class Control:
 
     Attributes:
         model: its control branch speaks; the base that draws may be another model's, of the same shape.
-        maps: control maps in [0, 1], one for each picture.
+        maps: control maps in [0, 1], one for each picture, or as many as the branch takes in 3 channels each.
         strength: multiplies every link; 0 leaves the branch out.
         start, end: fractions of the sampling steps between which control is on. Step i of n is controlled if
             start <= i/n and (i + 1)/n <= end, as diffusers has it.
@@ -55,7 +55,7 @@ class Control:
     """
 
     model: Controlled
-    maps: Float[Tensor, "b 3 H W"]
+    maps: Float[Tensor, "b m H W"]
     strength: float = 1.0
     start: float = 0.0
     end: float = 1.0

@@ -1,7 +1,7 @@
 """How well drawings of held-out items obey their control maps."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from cnx.condition import Condition
+from cnx.condition import Agreement, Condition
 from cnx.data.module import HeldOut, to_uint8
 from cnx.data.prompts import PromptMode, conflicting
 from cnx.metric import calibrate, is_degenerate
@@ -28,10 +28,23 @@ class Evaluation:
     Attributes:
         pictures: what was drawn under control.
         scores: of each item, by the names of SCORES; the floor is that of the same prompts and noise.
+        parts: where there are several conditions, the same scores by each alone.
     """
 
     pictures: UInt8[np.ndarray, "n H W 3"]
     scores: Mapping[str, list[float]]
+    parts: Mapping[str, "Evaluation"] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, pictures: UInt8[np.ndarray, "n H W 3"], agreements: Mapping[str, Sequence[Agreement]]) -> "Evaluation":
+        """By the agreement of each item with and without control, and of the reconstruction: the keys of SCORES."""
+        scores = {name: [one.fidelity for one in found] for name, found in agreements.items()}
+        scores |= {SCORES[name]: [one.published for one in found] for name, found in agreements.items()}
+        parts = {
+            part: cls.of(pictures, {name: [one.parts[part] for one in found] for name, found in agreements.items()})
+            for part in agreements["raw"][0].parts
+        }
+        return cls(pictures, scores, parts)
 
     @property
     def mean(self) -> dict[str, float]:
@@ -48,7 +61,11 @@ class Evaluation:
         mean, n = self.mean, len(self.pictures)
         error = {name: float(np.std(v, ddof=1) / n**0.5) if n > 1 else None for name, v in self.scores.items()}
         return {
-            "control_fidelity": {**mean, "calibrated": self.calibrated},
+            "control_fidelity": {
+                **mean,
+                "calibrated": self.calibrated,
+                **{name: part.to_json()["control_fidelity"] for name, part in self.parts.items()},
+            },
             "standard_error": error,
             "degenerate": is_degenerate(mean["floor"], mean["ceiling"]),
         }
@@ -85,8 +102,7 @@ def evaluate(
     base = model.base
     noise = torch.randn(heldout.latents.shape, generator=torch.Generator().manual_seed(seed))
     pictures: dict[PromptMode, list[UInt8[np.ndarray, "n H W 3"]]] = {mode: [] for mode in texts}
-    names = (*SCORES, *SCORES.values())
-    scores: dict[PromptMode, dict[str, list[float]]] = {mode: {name: [] for name in names} for mode in texts}
+    agreements: dict[PromptMode, dict[str, list[Agreement]]] = {mode: {name: [] for name in SCORES} for mode in texts}
     for part in torch.arange(len(noise)).split(sampler.chunk):
         maps = heldout.control[part].to(base.device)
         wanted = to_uint8(maps)
@@ -104,9 +120,7 @@ def evaluate(
                 )
                 drawn[name] = to_uint8(base.decode_latents(latents))
             pictures[mode].append(drawn["raw"])
-            for name, published in SCORES.items():
+            for name in SCORES:
                 for image, control_map in zip(drawn[name], wanted, strict=True):
-                    agreement = condition.judge(image, control_map)
-                    scores[mode][name].append(agreement.fidelity)
-                    scores[mode][published].append(agreement.published)
-    return {mode: Evaluation(np.concatenate(pictures[mode]), scores[mode]) for mode in texts}
+                    agreements[mode][name].append(condition.judge(image, control_map))
+    return {mode: Evaluation.of(np.concatenate(pictures[mode]), agreements[mode]) for mode in texts}

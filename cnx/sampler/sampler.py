@@ -61,7 +61,7 @@ class Sampler:
         model: Controlled,
         text: Float[Tensor, "b n d"],
         null_text: Float[Tensor, "#b n d"],
-        control: Float[Tensor, "b 3 H W"],
+        control: Float[Tensor, "b m H W"],
         noise: Float[Tensor, "b 4 h w"],
         strength: float = 1.0,
     ) -> Float[Tensor, "b 4 h w"]:

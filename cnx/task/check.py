@@ -18,7 +18,7 @@ from transformers import CLIPTokenizer
 
 from cnx.base import Base
 from cnx.base.base import find_folder
-from cnx.condition import Condition, Given
+from cnx.condition import Condition, Given, Several
 from cnx.data.folder import BEHIND_MAP, OR_SKIP, Item, load_image
 from cnx.data.module import ControlData
 from cnx.data.prepare.prepare import STAMP, cores
@@ -53,6 +53,8 @@ def run(cfg: DictConfig) -> None:
     note_choices(cfg)
     data: ControlData = instantiate(cfg.data)
     condition, known_by = _condition(cfg, Path(data.root))
+    if isinstance(condition, Several) or len(data.roots) > 1:
+        raise InputError("data.root: task=check looks at one kind of map at a time; check each condition's data set")
     workers = cfg.workers or cores()
     items = data.reader(data.root, data.limit, "skip", data.cache_folder)
     found = survey(items, data.fraction, workers)

@@ -288,7 +288,7 @@ def scores(
             condition.compare(condition.draw(net.detect(picture)), condition.draw(geometry))
             for picture, geometry in zip(_images(pictures), geometries, strict=True)
         ]
-        fidelity, published = np.mean(agreements, axis=0)
+        fidelity, published = np.mean([(one.fidelity, one.published) for one in agreements], axis=0)
         key = f"{name}, {len(geometries)} held-out {kind}: {type(condition).__name__.lower()}"
         found[key] = f"{published:.2f} ({condition.measure}); fidelity {fidelity:.3f}"
     return found

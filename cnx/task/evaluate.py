@@ -21,7 +21,7 @@ from cnx.sampler import Sampler
 from cnx.sampler.evaluation import evaluate, text_of
 from cnx.task.run_folder import git_commit
 from cnx.task.sample import load_net, trained_config
-from cnx.task.train import say, write_json
+from cnx.task.train import check_maps, say, write_json
 
 OWN_KEYS = ("task", "run", "num_items", "prompt_mode", "default_prompt", "seed")
 
@@ -44,6 +44,7 @@ def run(cfg: DictConfig) -> None:
     condition: Condition = instantiate(trained.condition)
     sampler: Sampler = instantiate(trained.sampler)
     data: ControlData = instantiate(trained.data)
+    check_maps(trained, data)
     net = load_net(trained, folder)
     data.prepare(net.model.base)
     heldout = data.heldout(cfg.num_items)

@@ -24,7 +24,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class Subject:
-    """What one or more pictures are drawn of: a file for each ControlNet, and their photo and caption if known."""
+    """What one or more pictures are drawn of: a file for each control map, and their photo and caption if known."""
 
     files: tuple[Path, ...]
     photo: Path | None
@@ -44,20 +44,26 @@ def for_each(cfg: DictConfig, key: str, nets: int) -> list[float]:
     return [float(number) for number in numbers] * (nets if len(numbers) == 1 else 1)
 
 
-def read_subjects(cfg: DictConfig, nets: int, annotated: bool) -> list[Subject]:
-    """The maps, or the photos to annotate, of `cfg.control`: a file or folder for each ControlNet.
+def read_subjects(cfg: DictConfig, maps: int, annotated: bool) -> list[Subject]:
+    """The maps, or the photos to annotate, of `cfg.control`: a file or folder for each of so many control maps.
 
+    Photos of one file or folder are annotated for all maps.
     A folder with prompt.json is read as a data set: its maps, or where they are annotated its photos, with captions.
-    Raises InputError for what is not there, holds no pictures, or is another number than `nets`.
+    Raises InputError for what is not there, holds no pictures, or is another number than `maps`.
     """
     places = [Path(str(place)) for place in as_list(cfg.control)]
-    if len(places) != nets:
-        raise InputError(f"control={cfg.control}: must be one file or folder for each run, of which there are {nets}")
+    if annotated and len(places) == 1:
+        places *= maps
+    if len(places) != maps:
+        raise InputError(
+            f"control={cfg.control}: must be one file or folder for each control map that run={cfg.run} takes, of"
+            f" which there are {maps}"
+        )
     columns = [_read_place(place, annotated, cfg.limit) for place in places]
     for place, column in zip(places, columns, strict=True):
         if len(column) != len(columns[0]):
             counted = f"{len(columns[0])} pictures in {places[0]}, {len(column)} in {place}"
-            raise InputError(f"control: {counted}; give as many for each run")
+            raise InputError(f"control: {counted}; give as many for each")
     return [
         Subject(tuple(subject.files[0] for subject in row), row[0].photo, row[0].caption)
         for row in zip(*columns, strict=True)

@@ -26,7 +26,7 @@ from cnx.model import Controlled
 from cnx.task.fitting import HALVES, count_micro_batches, economise, make_optimizer
 from cnx.task.ledger import Ledger, MetaAutocast
 from cnx.task.run_folder import note_choices
-from cnx.task.train import build, make_training, peak_memory_bytes
+from cnx.task.train import build, count_maps, make_training, peak_memory_bytes
 
 GIB = 2**30
 # What is on a device beside tensors, in bytes: a guess on the safe side, not measured.
@@ -104,7 +104,7 @@ def estimate(cfg: DictConfig, accumulated: int, processes: int = 1) -> Need:
     dtype = HALVES.get(cfg.trainer.precision)
     with torch.device("meta"):
         base = empty_base(cfg)
-        model: Controlled = instantiate(cfg.model)(base)
+        model: Controlled = instantiate(cfg.model)(base, maps=count_maps(cfg))
     if cfg.memory.half_locked and dtype:
         model.halve_locked(dtype)
     autocast = MetaAutocast(dtype, cuda)
@@ -285,7 +285,7 @@ def _random_batch(cfg: DictConfig, text: tuple[int, int], rows: int, device: str
     """A batch, noise and timesteps."""
     side = cfg.data.resolution
     with torch.device(device):
-        latents, control = torch.randn(rows, 4, side // 8, side // 8), torch.rand(rows, 3, side, side)
+        latents, control = torch.randn(rows, 4, side // 8, side // 8), torch.rand(rows, 3 * count_maps(cfg), side, side)
         index, t = torch.zeros(rows, dtype=torch.long), torch.zeros(rows, dtype=torch.long)
         return Batch(latents, torch.randn(rows, *text), control, index), torch.randn_like(latents), t
 

@@ -9,7 +9,7 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from cnx.condition import Condition, Given
+from cnx.condition import Condition, Given, Several
 from cnx.data.folder import BEHIND_MAP, load_image, read_folder
 from cnx.data.prepare.caption import Captions
 from cnx.data.prepare.prepare import Item, Prepared, prepare
@@ -34,6 +34,11 @@ def run(cfg: DictConfig) -> None:
     condition: Condition = instantiate(cfg.condition)
     if isinstance(condition, Given):
         raise InputError("condition=none: task=prepare makes maps of photos; choose what of, as condition=canny")
+    if isinstance(condition, Several):
+        raise InputError(
+            f"condition={cfg.choices.get('condition')}: task=prepare makes one kind of map at a time; prepare one"
+            " folder for each, and train on data.root=[<folder>,<folder>]"
+        )
     resize: Resize = instantiate(cfg.resize)
     captions: Captions = instantiate(cfg.caption)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)

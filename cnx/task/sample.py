@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cnx.condition import Given
+from cnx.condition import Condition, Given, parts_of
 from cnx.data.folder import BEHIND_MAP, fit, load_image
 from cnx.data.module import to_tensor
 from cnx.errors import InputError
@@ -29,7 +29,7 @@ from cnx.report import drawings_page, save_image
 from cnx.sampler import Control, Sampler
 from cnx.task.given import Subject, as_list, for_each, read_picture, read_prompts, read_size, read_subjects, repeated
 from cnx.task.run_folder import git_commit, given_overrides, override_config, read_config
-from cnx.task.train import build, say
+from cnx.task.train import build, count_maps, say
 
 # What conf/task/sample.yaml sets, and `condition`: all else on the command line changes the run's own configuration.
 OWN_KEYS = (
@@ -100,6 +100,7 @@ class Drawing:
     Attributes:
         sampler: the run's, unless another is given.
         subjects, prompts: what is drawn, one of each for each item.
+        maps: how many control maps each ControlNet takes.
     """
 
     def __init__(self, cfg: DictConfig, remembered: dict[str, Any] | None) -> None:
@@ -107,10 +108,11 @@ class Drawing:
         configs = [trained_config(cfg, folder, OWN_KEYS) for folder in self.runs]
         self.sampler: Sampler = instantiate(configs[0].sampler)
         self.sampler_settings = OmegaConf.to_container(configs[0].sampler, resolve=True)
-        self.condition = instantiate(cfg.condition)
-        self.annotated = not isinstance(self.condition, Given)
+        self.maps = [count_maps(config) for config in configs]
+        self.conditions = _conditions(cfg, sum(self.maps))
+        self.annotated = not isinstance(self.conditions[0], Given)
         self.entries = _entries(cfg, len(self.runs))
-        self.subjects = read_subjects(cfg, len(self.runs), self.annotated)
+        self.subjects = read_subjects(cfg, sum(self.maps), self.annotated)
         self.names = _names(self.subjects)
         self.prompts = read_prompts(cfg, self.subjects)
         self.maps_of = lru_cache(maxsize=self.sampler.chunk)(self._read_maps)
@@ -124,9 +126,9 @@ class Drawing:
         self.null_text = self.base.encode_text([str(cfg.negative_prompt)])
 
     def _read_maps(self, item: int) -> list[Pixels]:
-        """The item's control map for each ControlNet."""
-        files = self.subjects[item].files
-        return [self.condition(fit(load_image(file, BEHIND_MAP), self.height, self.width)) for file in files]
+        """The item's control maps: those of the first ControlNet, then of the next."""
+        pairs = zip(self.conditions, self.subjects[item].files, strict=True)
+        return [condition(fit(load_image(file, BEHIND_MAP), self.height, self.width)) for condition, file in pairs]
 
     @property
     def begun_from(self) -> Pixels | None:
@@ -143,8 +145,11 @@ class Drawing:
         """Pictures of (item, seed), drawn at once."""
         device = self.base.device
         controls: list[Control] = []
-        for number, (net, entry) in enumerate(zip(self.nets, self.entries, strict=True)):
-            maps = torch.stack([to_tensor(self.maps_of(item)[number]) for item, _ in part])
+        first = 0
+        for net, entry, taken in zip(self.nets, self.entries, self.maps, strict=True):
+            own = slice(first, first + taken)
+            maps = torch.stack([to_tensor(np.concatenate(self.maps_of(item)[own], axis=2)) for item, _ in part])
+            first += taken
             controls.append(instantiate(self.cfg.control_mode)(model=net.model, maps=maps.to(device), **entry))
         # Each from a generator of its own, on the CPU: the same on every machine and in every batch.
         shape = (1, 4, self.height // 8, self.width // 8)
@@ -167,7 +172,7 @@ class Drawing:
         save_image(Image.fromarray(pixels), file)
         if self.annotated:
             for number, control_map in enumerate(self.maps_of(item), start=1):
-                end = f"_map{number}.png" if len(self.nets) > 1 else "_map.png"
+                end = f"_map{number}.png" if sum(self.maps) > 1 else "_map.png"
                 save_image(Image.fromarray(control_map), out / f"{self.names[item]}{end}")
         line = {
             "file": file.name,
@@ -235,6 +240,17 @@ def _check_weights(cfg: DictConfig, nets: list[Net], remembered: dict[str, Any] 
             raise InputError(f"again={cfg.again}: {key} is another now, so the run's weights have changed since then")
 
 
+def _conditions(cfg: DictConfig, maps: int) -> list[Condition]:
+    """The condition that makes each of so many maps: one for all, or as many. Raises InputError for another number."""
+    conditions = parts_of(instantiate(cfg.condition))
+    if len(conditions) not in (1, maps):
+        raise InputError(
+            f"condition={cfg.choices.get('condition')}: {len(conditions)} kinds of map, and run={cfg.run} takes {maps}"
+            f" map{'s' * (maps > 1)}; name as many conditions, in the order of the runs"
+        )
+    return conditions * (maps if len(conditions) == 1 else 1)
+
+
 def _entries(cfg: DictConfig, nets: int) -> list[dict[str, float]]:
     """Strength, start and end of each ControlNet."""
     columns = [for_each(cfg, key, nets) for key in ("strength", "control_start", "control_end")]
@@ -287,12 +303,12 @@ def _names(subjects: list[Subject]) -> list[str]:
 
 def _grid(drawing: Drawing, shown: dict[int, list[Pixels]]) -> Image.Image:
     """A page of the first items' maps and pictures."""
-    number, picture = len(drawing.runs), drawing.begun_from
+    number, picture = sum(drawing.maps), drawing.begun_from
     rows = [
         [*drawing.maps_of(item), *([] if picture is None else [picture]), *pictures[:GRID_SAMPLES]]
         for item, pictures in shown.items()
     ]
-    heads = ["control map"] if number == 1 else [f"control map {net + 1}" for net in range(number)]
+    heads = ["control map"] if number == 1 else [f"control map {each + 1}" for each in range(number)]
     heads += [] if picture is None else ["begun from"]
     given = len(heads)
     heads += [f"seed {drawing.cfg.seed + k}" for k in range(len(rows[0]) - given)]

@@ -29,6 +29,7 @@ from cnx.callback import (
     averaged,
     was_interrupted,
 )
+from cnx.condition import Condition, Several, parts_of
 from cnx.data.module import ControlData
 from cnx.errors import InputError
 from cnx.model import Controlled
@@ -70,6 +71,7 @@ def run(cfg: DictConfig) -> None:
     seed_everything(cfg.seed, verbose=False)
 
     data: ControlData = instantiate(cfg.data)
+    check_maps(cfg, data)
     base, model = build(cfg, resume)
     economise(cfg, model)
     if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
@@ -180,10 +182,26 @@ def build(cfg: DictConfig, trained: Path | None = None) -> tuple[Base, Controlle
     if own_base and own_base.is_dir():
         settings |= {"path": str(own_base), "variant": None}
     base = Base.load(**settings)
-    model: Controlled = instantiate(cfg.model)(base)
+    model: Controlled = instantiate(cfg.model)(base, maps=count_maps(cfg))
     if not trained:
         instantiate(cfg.init)(base, model.branch)
     return base, model
+
+
+def count_maps(cfg: DictConfig) -> int:
+    """How many control maps a branch takes: one for each condition of `cfg`."""
+    return len(parts_of(instantiate(cfg.condition)))
+
+
+def check_maps(cfg: DictConfig, data: ControlData) -> None:
+    """Raise InputError unless each picture of the data has as many maps as the conditions of `cfg` are."""
+    wanted = count_maps(cfg)
+    if data.maps != wanted:
+        raise InputError(
+            f"data.root: gives each picture {data.maps} control map{'s' * (data.maps > 1)}, and condition="
+            f"{cfg.choices.get('condition') if cfg.choices else wanted} is of {wanted}; give one data set for each"
+            " condition, as condition=[canny,depth] data.root=[<folder of canny maps>,<folder of depth maps>]"
+        )
 
 
 def base_settings(cfg: DictConfig) -> dict[str, Any]:
@@ -251,6 +269,7 @@ def fidelity(probe: Probe, items: int) -> dict[str, Any]:
     last, floor, ceiling = probe.history[-1], probe.floor, probe.ceiling
     assert floor is not None and ceiling is not None
     convergence = probe.convergence()
+    parts = probe.condition.conditions if isinstance(probe.condition, Several) else {}
     return {
         "control_fidelity": {
             "raw": last.raw,
@@ -262,6 +281,7 @@ def fidelity(probe: Probe, items: int) -> dict[str, Any]:
             "published_ceiling": ceiling.published,
             "measure": probe.condition.measure,
             "items": items,
+            **{name: part_fidelity(probe, name, part) for name, part in parts.items()},
         },
         "control_gain": probe.gains[-1].gain,
         "convergence_step": convergence.step,
@@ -270,6 +290,19 @@ def fidelity(probe: Probe, items: int) -> dict[str, Any]:
         "fidelity_75_step": convergence.three_quarters,
         "convergence_lost": convergence.lost,
         "probe_share": round(probe.share, 4),
+    }
+
+
+def part_fidelity(probe: Probe, name: str, condition: Condition) -> dict[str, Any]:
+    """What `fidelity` says of control, of one of several conditions."""
+    last, floor, ceiling = probe.history[-1], probe.floor, probe.ceiling
+    assert floor is not None and ceiling is not None
+    ends = {"floor": floor.parts[name], "ceiling": ceiling.parts[name]}
+    return {
+        **last.parts[name],
+        **{end: own["raw"] for end, own in ends.items()},
+        **{f"published_{end}": own["published"] for end, own in ends.items()},
+        "measure": condition.measure,
     }
 
 
