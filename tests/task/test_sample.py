@@ -188,7 +188,7 @@ BAD_INPUT = {
     "map_that_is_no_picture": (["control=a/config.yaml"], "config.yaml: not an image"),
     "too_many_strengths": (["strength=[1,0.5]"], "strength=[1, 0.5]: must be one number"),
     "strength_that_is_no_number": (["strength=much"], "strength=much: must be one number"),
-    "fewer_maps_than_runs": (["run=[a,b]"], "one file or folder for each run"),
+    "fewer_maps_than_runs": (["run=[a,b]"], "one file or folder for each control map"),
     "unequal_folders": (["run=[a,b]", "control=[maps,maps/0.png]"], "3 pictures in maps, 1 in maps/0.png"),
     "end_before_start": (["control_start=0.5", "control_end=0.2"], "control_start=0.5 control_end=0.2"),
     "unknown_prompt_mode": (["prompt_mode=blip"], "prompt_mode=blip: must be one of none, default"),
