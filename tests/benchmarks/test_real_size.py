@@ -3,12 +3,9 @@
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
 
-import run
 from benchmarks.real_size import FILES, SAMPLE, TRAIN, write
+from small_runs import launch
 
 SMALL = [
     "base.resolution=64",
@@ -23,25 +20,14 @@ SMALL = [
 ]
 
 
-def launch(repository: Path, *overrides: str) -> None:
-    with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
-        cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    run.execute(cfg)
-
-
 @pytest.mark.parametrize("form", FILES)
-def test_files_of_each_format_train_and_draw(
-    repository: Path, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_of_each_format_train_and_draw(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write("sd21_768", form, SMALL, tmp_path)
     base, control = FILES[form]
-    launch(repository, "base=sd21_768", f"base.path={base}", "init=pretrained", f"init.path={control}", *TRAIN, *SMALL)
+    launch("base=sd21_768", f"base.path={base}", "init=pretrained", f"init.path={control}", *TRAIN, *SMALL)
     trained = next(Path("runs/default").iterdir())
     assert (trained / "summary.json").is_file() and (trained / "controlnet" / "config.json").is_file()
     next(Path("data").glob("*/source/*.png")).rename("map.png")
-    launch(repository, f"run={trained}", *SAMPLE)
+    launch(f"run={trained}", *SAMPLE)
     assert next((trained / "drawn").rglob("grid.png")).is_file()

@@ -5,15 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
 from PIL import Image
 
-import run
 from cnx.data.folder import Item
 from cnx.data.shards import write_shards
 from cnx.task.run_folder import read_config
+from small_runs import launch
 
 
 @pytest.fixture
@@ -31,19 +28,9 @@ def in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(items, tmp_path / "shards", items_a_shard=9)
 
 
-def launch(repository: Path, *overrides: str) -> None:
-    with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
-        cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    run.execute(cfg)
-
-
 @pytest.mark.parametrize("kept", [["data.cache=all"], ["data.cache=off", "data.random_flip=true"]])
-def test_pictures_that_are_not_square_train_in_buckets(repository: Path, in_shards: None, kept: list[str]) -> None:
+def test_pictures_that_are_not_square_train_in_buckets(in_shards: None, kept: list[str]) -> None:
     launch(
-        repository,
         "data=shards",
         "data.root=shards",
         "data.buckets=32",
