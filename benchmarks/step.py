@@ -38,6 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import run  # noqa: E402  (mounts experiments/ and the resolvers of conf/)
 from cnx.errors import InputError  # noqa: E402
+from cnx.task.fitting import economise  # noqa: E402
 from cnx.task.train import build, make_training, peak_memory_bytes  # noqa: E402
 
 WARM_UP = 3  # steps
@@ -159,6 +160,7 @@ def measure(overrides: list[str], shown: tuple[str, ...] = ()) -> Measured:
             cfg.data.limit = 4 * cfg.data.batch_size * cfg.trainer.accumulate_grad_batches
         data = instantiate(cfg.data)
         base, model = build(cfg)
+        economise(cfg, model)
         data.prepare(base)
         stopwatch = Stopwatch(cfg.steps)
         trainer: Trainer = instantiate(

@@ -112,9 +112,11 @@ class Controlled(nn.Module):
 
         Blocks of one shape are compiled once, and what phases change between them needs nothing compiled again.
         """
-        for module in self.modules():
-            if isinstance(module, ResnetBlock2D | BasicTransformerBlock):
-                module.compile(**settings)
+        blocks = [module for module in self.modules() if isinstance(module, ResnetBlock2D | BasicTransformerBlock)]
+        # torch gives up on a function after a few shapes, and all blocks of a kind are one function to it.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, len(blocks))
+        for block in blocks:
+            block.compile(**settings)
 
     def _unlocked_modules(self) -> list[nn.Module]:
         unet: Any = self.base.unet

@@ -127,8 +127,11 @@ def test_compiled_blocks_give_the_same_prediction_and_keep_their_names(model: Fu
         compiled.append(1)
         return graph.forward
 
+    torch.compiler.reset()
     model.compile_blocks(backend=backend)
-    torch.testing.assert_close(model(**inputs), plain)
+    # Where torch gives up on a function, what is left runs as if it were not compiled.
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        torch.testing.assert_close(model(**inputs), plain)
     assert compiled and set(model.state_dict()) == names
 
 
