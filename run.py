@@ -4,14 +4,17 @@ python run.py --help lists every group and option.
 """
 
 import logging
+import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 REPOSITORY = Path(__file__).parent
@@ -128,6 +131,13 @@ def execute(cfg: DictConfig) -> float | None:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float | None:
+    from cnx.errors import InputError
+    from cnx.task.mistakes import check_values
+
+    try:
+        check_values(cfg, HydraConfig.get().overrides.task)
+    except InputError as error:
+        sys.exit(f"cnx: {error}")
     return execute(cfg)
 
 
@@ -137,8 +147,11 @@ def command_line() -> None:
     A sweep cut short says how to go on.
     """
     from cnx.errors import InputError
+    from cnx.task.mistakes import line_for_mistake
     from cnx.task.sweep import Sweep, check_extras, conclude_after_failure, how_to_go_on, resumed_arguments
 
+    full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets its errors through to here, and prints no account of its own
     try:
         sys.argv[1:] = together(resumed_arguments(sys.argv[1:]))
         check_extras(sys.argv[1:])
@@ -147,9 +160,19 @@ def command_line() -> None:
         sys.exit(f"cnx: {error}")
     except KeyboardInterrupt:
         sys.exit("cnx: stopped" + (f". {how_to_go_on(Sweep.under_way)}" if Sweep.under_way else ""))
-    except BaseException:  # Hydra's own exit, or what HYDRA_FULL_ERROR lets through
+    except Exception as error:
+        line = line_for_mistake(error) if full_error == "0" else None
+        if line:
+            print(f"cnx: {line}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        conclude_after_failure()
+        sys.exit(1)
+    except SystemExit:
         conclude_after_failure()
         raise
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = full_error
 
 
 if __name__ == "__main__":

@@ -313,12 +313,10 @@ def test_bad_input_gets_one_clear_line_and_leaves_nothing_behind(
     assert not [path for path in sorted(Path().rglob("*")) if path not in before and path.parts[0] != "cache"]
 
 
-def test_the_command_line_ends_with_status_1_and_one_line_or_hydras_own_message() -> None:
-    bad = cli("data=folder", "data.root=nowhere")
-    assert bad.returncode == 1 and bad.stderr.startswith("cnx: nowhere") and bad.stderr.count("\n") == 1
-    for unknown in ("init=magic", "sead=1"):
-        result = cli(unknown)
-        assert result.returncode == 1 and unknown.split("=")[0] in result.stderr and "Traceback" not in result.stderr
+@pytest.mark.parametrize("argument, named", [("data=folder", "data.root"), ("init=magic", "init"), ("seed=x", "seed")])
+def test_the_command_line_ends_with_status_1_and_one_line(argument: str, named: str) -> None:
+    bad = cli(argument)
+    assert bad.returncode == 1 and bad.stderr.startswith(f"cnx: {named}") and bad.stderr.count("\n") == 1
 
 
 def test_multirun_runs_one_job_after_another() -> None:

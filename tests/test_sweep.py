@@ -159,6 +159,14 @@ def test_a_sweep_without_runs_is_an_error_and_leaves_nothing() -> None:
     assert set(Path("runs/multirun").glob("*")) == before
 
 
+@pytest.mark.parametrize("mistake, named", [("init=sd_copy,cany", "init=cany"), ("seed=0,one", "seed=one")])
+def test_a_mistake_in_any_run_of_a_sweep_shows_before_the_first_and_leaves_nothing(mistake: str, named: str) -> None:
+    before = set(Path("runs/multirun").glob("*"))
+    line = command("-m", mistake)
+    assert isinstance(line, str) and line.startswith(f"cnx: {named}: ") and "\n" not in line
+    assert set(Path("runs/multirun").glob("*")) == before
+
+
 def test_the_runs_of_a_sweep_are_one_wandb_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert command("-m", "seed=0", "trainer.max_steps=1", *SMALL[1:]) == 0

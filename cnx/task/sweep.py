@@ -30,6 +30,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from cnx.errors import InputError, line_for_user
+from cnx.task.mistakes import check_job
 
 # What needs an extra of pyproject.toml: the plugin's module and the extra.
 EXTRAS = {
@@ -150,6 +151,8 @@ class Sweep(Callback):
         jobs, arguments = planned(config), typed(config.hydra.overrides.task)
         if jobs == []:
             raise InputError(f"{shlex.join(arguments)}: the sweep has no runs; name at least one value")
+        for job in jobs or []:  # a mistake in the last one shows before the first has run
+            check_job(config, job)
         given = typed(config.hydra.overrides.hydra)
         kept = [override for override in given if not override.startswith("hydra.sweep.dir=")]
         sweep = Path(config.hydra.sweep.dir) if kept != given else _new_folder(Path(config.hydra.sweep.dir))
