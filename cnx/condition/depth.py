@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cnx.condition.condition import Agreement, Pixels, in_all_channels
-from cnx.condition.detector import SCENES, depth_detector
+from cnx.condition.detector import DEPTH_MODEL, SCENES, depth_detector
 from cnx.condition.geometry import GeometricCondition, Geometry
 from cnx.metric import depth_rmse
 
@@ -22,6 +22,7 @@ class Depth(GeometricCondition):
     white = "near; black is far"
     licence = "MIT (drawn scenes); of the model that path names (Depth Anything V2 Small and DPT: Apache-2.0, MIT)"
     measure = "depth RMSE on 0..255; lower is better"
+    for_photos = DEPTH_MODEL
 
     path: str = SCENES
 

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from cnx.condition.scene_net import SceneNet
 
 SCENES = "pretrained/tiny_scenes"
+# Models of photos to begin with, by hub id.
+DEPTH_MODEL = "depth-anything/Depth-Anything-V2-Small-hf"
+NORMAL_MODEL = "prs-eth/marigold-normals-v1-1"
+CLASS_MODEL = "openmmlab/upernet-convnext-small"
+SKELETON_MODEL = "usyd-community/vitpose-base-simple"
 
 
 class DepthDetector(Protocol):

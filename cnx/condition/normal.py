@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from cnx.condition.condition import Agreement, Pixels
-from cnx.condition.detector import SCENES, depth_detector, normal_detector
+from cnx.condition.detector import NORMAL_MODEL, SCENES, depth_detector, normal_detector
 from cnx.condition.geometry import GeometricCondition, Geometry
 from cnx.metric import normal_angles
 
@@ -33,6 +33,7 @@ class Normal(GeometricCondition):
     white = "nothing is white: red faces left, green up, blue the viewer"
     licence = "MIT (drawn scenes); of the model that path names (Marigold: OpenRAIL++-M)"
     measure = "mean angle in degrees; lower is better"
+    for_photos = NORMAL_MODEL
 
     path: str = SCENES
     from_depth: bool = False

@@ -9,6 +9,7 @@ from PIL import Image
 
 from cnx.base.base import find_folder
 from cnx.condition.condition import Pixels
+from cnx.condition.detector import CLASS_MODEL, DEPTH_MODEL, NORMAL_MODEL, SKELETON_MODEL
 from cnx.condition.geometry import Joints
 from cnx.condition.skeleton import FACE, HANDS
 from cnx.errors import InputError
@@ -51,9 +52,8 @@ class DepthEstimator:
     def __init__(self, path: str) -> None:
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-        example = "depth-anything/Depth-Anything-V2-Small-hf"
-        self.model = _load(AutoModelForDepthEstimation, path, "path", example).eval()
-        self.processor = _load(AutoImageProcessor, path, "path", example)
+        self.model = _load(AutoModelForDepthEstimation, path, "path", DEPTH_MODEL).eval()
+        self.processor = _load(AutoImageProcessor, path, "path", DEPTH_MODEL)
         settings = self.model.config
         in_metres = ("zoedepth", "depth_pro", "glpn", "prompt_depth_anything")
         self.metric = settings.model_type in in_metres or getattr(settings, "depth_estimation_type", "") == "metric"
@@ -76,7 +76,7 @@ class NormalEstimator:
     def __init__(self, path: str) -> None:
         from diffusers import MarigoldNormalsPipeline
 
-        self.pipeline = _load(MarigoldNormalsPipeline, path, "path", "prs-eth/marigold-normals-v1-1")
+        self.pipeline = _load(MarigoldNormalsPipeline, path, "path", NORMAL_MODEL)
         self.pipeline.set_progress_bar_config(disable=True)
 
     @torch.inference_mode()
@@ -94,9 +94,8 @@ class Segmenter:
     def __init__(self, path: str) -> None:
         from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-        example = "openmmlab/upernet-convnext-small"
-        self.model = _load(AutoModelForSemanticSegmentation, path, "path", example).eval()
-        self.processor = _load(AutoImageProcessor, path, "path", example)
+        self.model = _load(AutoModelForSemanticSegmentation, path, "path", CLASS_MODEL).eval()
+        self.processor = _load(AutoImageProcessor, path, "path", CLASS_MODEL)
         if (number := self.model.config.num_labels) != 150:
             raise InputError(f"condition.path={path}: tells {number} classes apart; give a model with ADE20K's 150")
 
@@ -114,9 +113,8 @@ class PoseEstimator:
     def __init__(self, path: str, people: str | None) -> None:
         from transformers import AutoImageProcessor, AutoModelForObjectDetection, VitPoseForPoseEstimation
 
-        example = "usyd-community/vitpose-base-simple"
-        self.model: Any = _load(VitPoseForPoseEstimation, path, "path", example).eval()
-        self.processor = _load(AutoImageProcessor, path, "path", example)
+        self.model: Any = _load(VitPoseForPoseEstimation, path, "path", SKELETON_MODEL).eval()
+        self.processor = _load(AutoImageProcessor, path, "path", SKELETON_MODEL)
         names = {len(COCO): COCO, len(WHOLE_BODY): WHOLE_BODY}
         if (number := self.model.config.num_labels) not in names:
             raise InputError(f"condition.path={path}: finds {number} points; give a model with COCO's 17 or 133")

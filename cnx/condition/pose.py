@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cnx.condition.condition import Agreement, Pixels
-from cnx.condition.detector import SCENES, skeleton_detector
+from cnx.condition.detector import SCENES, SKELETON_MODEL, skeleton_detector
 from cnx.condition.geometry import GeometricCondition, Geometry
 from cnx.condition.skeleton import draw_skeletons, read_points
 from cnx.errors import InputError
@@ -27,6 +27,7 @@ class Pose(GeometricCondition):
     white = "a point of a face; each joint has its hue"
     licence = "MIT (drawn scenes); of the models that path and people name (ViTPose, RT-DETR: Apache-2.0)"
     measure = "PCK at 0.1 of the body's box x 100; higher is better"
+    for_photos = SKELETON_MODEL
 
     path: str = SCENES
     people: str | None = None

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from cnx.condition import ade20k
 from cnx.condition.condition import Agreement, Pixels
-from cnx.condition.detector import SCENES, class_detector
+from cnx.condition.detector import CLASS_MODEL, SCENES, class_detector
 from cnx.condition.geometry import GeometricCondition, Geometry
 from cnx.errors import InputError
 from cnx.metric import mean_iou
@@ -22,6 +22,7 @@ class Segmentation(GeometricCondition):
     white = "nothing is white: each class has its colour; black is unknown"
     licence = "MIT (drawn scenes); of the model that path names (UperNet: MIT; SegFormer: not for commercial use)"
     measure = "mIoU x 100, over the classes of a map; higher is better"
+    for_photos = CLASS_MODEL
 
     path: str = SCENES
 

@@ -9,7 +9,8 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from cnx.condition import Condition, Given, Several
+from cnx.condition import Condition, Depth, Given, Normal, Pose, Segmentation, Several
+from cnx.condition.detector import SCENES
 from cnx.data.folder import BEHIND_MAP, load_image, read_folder
 from cnx.data.prepare.caption import Captions
 from cnx.data.prepare.prepare import Item, Prepared, prepare
@@ -18,7 +19,7 @@ from cnx.data.shards import write_shards
 from cnx.errors import InputError
 from cnx.report import save_image
 from cnx.report.sheet import contact_sheet, framed
-from cnx.task.run_folder import note_choices
+from cnx.task.run_folder import given_overrides, note_choices
 from cnx.task.train import say
 
 SHEET_ITEMS, SHEET_SIDE = 24, 192  # pairs on the contact sheet, and their size in px
@@ -38,6 +39,14 @@ def run(cfg: DictConfig) -> None:
         raise InputError(
             f"condition={cfg.choices.get('condition')}: task=prepare makes one kind of map at a time; prepare one"
             " folder for each, and train on data.root=[<folder>,<folder>]"
+        )
+    named = any(override.startswith("condition.path=") for override in given_overrides())
+    if isinstance(condition, Depth | Normal | Segmentation | Pose) and condition.path == SCENES and not named:
+        model = condition.for_photos
+        raise InputError(
+            f"condition={cfg.choices.get('condition')}: the detector that ships knows drawn scenes and no photos;"
+            f" hf download {model} --local-dir models/{model.split('/')[-1]}, and give condition.path=<that folder>"
+            f" (condition.path={SCENES} if these are drawings)"
         )
     resize: Resize = instantiate(cfg.resize)
     captions: Captions = instantiate(cfg.caption)

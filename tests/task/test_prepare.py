@@ -64,6 +64,7 @@ def test_shards_hold_the_same_pairs(photos: Path, execute: Execute) -> None:
         (["out=x"], "source must be given"),
         (["source='my photos'"], "out must be given"),
         (["source='my photos'", "out=x", "condition=none"], "makes maps of photos"),
+        (["source='my photos'", "out=x", "condition=depth"], "--local-dir models/Depth-Anything-V2-Small-hf, and give"),
         (["source='my photos'", "out=x", "size=100"], "size=100: must be a positive multiple of 8"),
         (["source='my photos'", "out=x", "caption=blip", "caption.path=none"], "load it once with a network"),
         (["source='my photos'", "out=x", "caption=sidecar"], "no caption for any of 6 photos"),
@@ -77,6 +78,12 @@ def test_a_mistake_is_a_line_and_leaves_nothing(
     line = str(stopped.value.code)
     assert line.startswith("cnx: ") and message in line and "\n" not in line
     assert not Path("x").exists()
+
+
+def test_the_detector_of_drawn_scenes_is_taken_where_it_is_asked_for(photos: Path, execute: Execute) -> None:
+    detector = "condition.path=pretrained/tiny_scenes"
+    execute("task=prepare", "source='my photos'", "out=set", "size=64", "condition=depth", detector, "caption=none")
+    assert len(list(Path("set/source").iterdir())) == len(list(Path("set/target").iterdir())) > 0
 
 
 def test_blip_captions_batches_with_a_prefix(photos: Path, blip: Path, execute: Execute) -> None:
