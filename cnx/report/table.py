@@ -29,9 +29,12 @@ class Table:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         shown = [i for i, column in enumerate(self.columns) if column != self.spare or options.max_width >= WIDE]
         table = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        for column in (self.columns[i] for i in shown):
-            justify, least = ("left", 16) if column in self.words else ("right", None)
-            table.add_column(column, justify=justify, overflow="fold", min_width=least)
+        for i in shown:
+            words, cells = self.columns[i] in self.words, [row[i] for row in self.rows]
+            # A name may be broken, a number not.
+            longest = max((len(part) for cell in cells for part in ([cell] if words else cell.split())), default=0)
+            least = min(16, longest) if words else longest
+            table.add_column(self.columns[i], justify="left" if words else "right", overflow="fold", min_width=least)
         for row in self.rows:
             table.add_row(*(escape(row[i]) for i in shown))
         yield Text(self.title, "bold")
