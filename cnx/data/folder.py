@@ -159,8 +159,9 @@ def load_image(file: str | Path | File, behind: int = BEHIND_TARGET) -> UInt8[np
     """Read an image file (PNG, JPEG, WebP, ...) as 8-bit RGB, upright by its EXIF orientation.
 
     Grey, palette and CMYK images become RGB, of 16-bit channels the high byte is kept, and transparent parts are
-    laid over a background of grey level `behind` (0 to 255). Decoded by Pillow, because OpenCV returns the readable
-    part of a truncated file without an error.
+    laid over a background of grey level `behind` (0 to 255). Grey of 16 bits whose brightest pixel is below 4096 is
+    taken for one of 12 bits, as X-rays are stored, and below 256 for one of 8: it would be black otherwise. Decoded by
+    Pillow, because OpenCV returns the readable part of a truncated file without an error.
 
     Raises:
         InputError: a file that is missing, damaged, truncated, or no image with integer channels.
@@ -193,8 +194,9 @@ def decode(
         file.load()
         image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I"):  # 16-bit grey; Pillow has 16-bit colour reduced to its high byte by now
-            grey = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
-            image = Image.fromarray(grey.astype(np.uint8))
+            grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+            depth = next(bits for bits in (8, 12, 16) if grey.max() < 2**bits)
+            image = Image.fromarray((grey >> (depth - 8)).astype(np.uint8))
         elif image.mode == "F":
             raise ValueError("floating-point pixels have no defined range")
         elif image.has_transparency_data:

@@ -95,6 +95,8 @@ def test_every_kind_of_image_becomes_the_same_rgb(tmp_path):
         "opaque.png": Image.fromarray(rgb).convert("RGBA"),
         "wide.png": Image.fromarray(wide),
         "wide.tiff": Image.fromarray(wide),
+        "twelve_bits.tiff": Image.fromarray(wide >> 4),
+        "eight_bits_in_sixteen.png": Image.fromarray(wide >> 8),
         "colour.webp": Image.fromarray(rgb),
     }
     for name, image in images.items():
