@@ -151,8 +151,9 @@ class Sweep(Callback):
         jobs, arguments = planned(config), typed(config.hydra.overrides.task)
         if jobs == []:
             raise InputError(f"{shlex.join(arguments)}: the sweep has no runs; name at least one value")
+        launcher = [override for override in arguments if override.startswith("launcher=")]
         for job in jobs or []:  # a mistake in the last one shows before the first has run
-            check_job(config, job)
+            check_job(config, [*launcher, *job])
         given = typed(config.hydra.overrides.hydra)
         kept = [override for override in given if not override.startswith("hydra.sweep.dir=")]
         sweep = Path(config.hydra.sweep.dir) if kept != given else _new_folder(Path(config.hydra.sweep.dir))
