@@ -4,6 +4,7 @@ python run.py --help lists every group and option.
 """
 
 import logging
+import multiprocessing
 import os
 import re
 import sys
@@ -117,6 +118,9 @@ def execute(cfg: DictConfig) -> float | None:
     quieten()
     # Again, because a launcher's worker process does not run this file, but is given this function.
     register_resolvers()
+    if multiprocessing.get_start_method(allow_none=True) == "loky":
+        # In a worker of joblib: the processes that draw the pictures, its children, know no such method.
+        multiprocessing.set_start_method("spawn", force=True)
     if Job.current():
         return run_job(cfg, perform)
     try:
