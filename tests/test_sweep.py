@@ -195,7 +195,7 @@ def launched(tmp_path: Path, *arguments: str) -> Path:
     first = subprocess.run([sys.executable, str(REPOSITORY / "run.py"), *arguments], capture_output=True, text=True)
     sweep = newest()
     assert first.returncode == 1, first.stdout + first.stderr
-    assert states(sweep) == ["finished", "failed"]
+    assert states(sweep) == ["finished", "failed"], first.stdout + first.stderr
     here = [sys.executable, str(REPOSITORY / "run.py"), f"resume={sweep}"]
     again = subprocess.run(here, capture_output=True, text=True)
     assert again.returncode == 0, again.stdout + again.stderr
