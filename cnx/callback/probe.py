@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -28,6 +28,7 @@ from cnx.data.module import Batch, HeldOut, to_uint8
 from cnx.errors import InputError
 from cnx.metric import Convergence, calibrate, find_convergence, is_degenerate
 from cnx.model import Controlled
+from cnx.model.sharding import put_together
 from cnx.report import sample_grid, save_image
 from cnx.sampler import DDIM
 
@@ -230,31 +231,38 @@ class Probe(Callback):
             self.on_train_start(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        self._began, self._first = time.monotonic(), None
-        with self._aside(trainer, pl_module) as run:
-            self._prepare(trainer, run)
-        self._watch(trainer, pl_module)
+        self._began, self._first, self._seen_step = time.monotonic(), None, trainer.global_step
+        with put_together(pl_module):
+            if trainer.is_global_zero:
+                with self._aside(trainer, pl_module) as run:
+                    self._prepare(trainer, run)
+                self._watch(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.is_global_zero and trainer.global_step != self._seen_step:
-            self._watch(trainer, pl_module)
+        if trainer.global_step == self._seen_step:
+            return
+        self._seen_step = trainer.global_step
+        # The first process probes alone; of a model in pieces the others bring theirs wherever it may want to.
+        may_want_to = self._regular(trainer) or trainer.global_step % self.spacing.gain_every == 0
+        with put_together(pl_module) if may_want_to else nullcontext():
+            if trainer.is_global_zero:
+                self._watch(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or was_interrupted(trainer):
+        if was_interrupted(trainer):
             return
-        # A run that ends by epochs, by the clock or early: no step knew that it was the last.
-        if not self.history or self.history[-1].step != trainer.global_step:
-            self._measure(trainer, pl_module, gain_due=self._without_gain(trainer.global_step), probe_due=True)
+        with put_together(pl_module):
+            # A run that ends by epochs, by the clock or early: no step knew that it was the last.
+            if trainer.is_global_zero and (not self.history or self.history[-1].step != trainer.global_step):
+                self._measure(trainer, pl_module, gain_due=self._without_gain(trainer.global_step), probe_due=True)
         so_far = self._so_far()
         self.share = so_far["watching"] / so_far["training"]
 
     def _watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Whatever is due at this optimizer step, unless it was done before the run was stopped and resumed."""
-        self._seen_step = step = trainer.global_step
+        step = trainer.global_step
         steps = (
             trainer.estimated_stepping_batches
         )  # inf, or -1, where nothing bounds the run; a phase may end it sooner
@@ -263,7 +271,7 @@ class Probe(Callback):
         if was_interrupted(trainer):
             return
         # The last step's probe is made here, not in on_train_end, so that the last checkpoint knows of it.
-        regular = step % self.spacing.every == 0 or step == trainer.max_steps
+        regular = self._regular(trainer)
         gain_due = (regular or step % self.spacing.gain_every == 0) and self._without_gain(step)
         if gain_due:
             self._measure_cost(step, pl_module)
@@ -283,6 +291,9 @@ class Probe(Callback):
         if probe_due:
             with self._aside(trainer, pl_module, "probe") as run:
                 self._probe(trainer, run)
+
+    def _regular(self, trainer: Trainer) -> bool:
+        return trainer.global_step % self.spacing.every == 0 or trainer.global_step == trainer.max_steps
 
     def _without_gain(self, step: int) -> bool:
         return all(record.step != step for record in self.gains)

@@ -16,6 +16,7 @@ from cnx.callback.probe import Probed, replace_file, save_arrays
 from cnx.condition import Condition
 from cnx.data.module import HeldOut, to_uint8
 from cnx.data.prompts import PROMPT_MODES, PromptMode, prompts_of, read_prompt_modes
+from cnx.model.sharding import put_together
 from cnx.report.prompts import prompt_grid
 from cnx.sampler import Sampler
 from cnx.sampler.evaluation import Evaluation, evaluate, text_of
@@ -63,8 +64,13 @@ class PromptAblation(Callback):
             prompts_of(mode, prompts[: self.items], self.default_prompt)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or was_interrupted(trainer):
+        if was_interrupted(trainer):
             return
+        with put_together(pl_module):
+            if trainer.is_global_zero:
+                self._measure(trainer, pl_module)
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
         began = time.monotonic()
         run = cast(Probed, pl_module)
         heldout: HeldOut = cast(Any, trainer).datamodule.heldout(self.items)

@@ -112,11 +112,16 @@ class Controlled(nn.Module):
 
         Blocks of one shape are compiled once, and what phases change between them needs nothing compiled again.
         """
-        blocks = [module for module in self.modules() if isinstance(module, ResnetBlock2D | BasicTransformerBlock)]
+        blocks = self.blocks_of(self)
         # torch gives up on a function after a few shapes, and all blocks of a kind are one function to it.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, len(blocks))
         for block in blocks:
             block.compile(**settings)
+
+    @staticmethod
+    def blocks_of(module: nn.Module) -> list[nn.Module]:
+        """The residual blocks and transformers in `module`, where nearly all of its weights are."""
+        return [part for part in module.modules() if isinstance(part, ResnetBlock2D | BasicTransformerBlock)]
 
     def _unlocked_modules(self) -> list[nn.Module]:
         unet: Any = self.base.unet

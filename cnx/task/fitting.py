@@ -15,13 +15,13 @@ from cnx.model import Controlled
 HALVES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-def count_processes(cfg: DictConfig) -> int:
-    """How many processes train together, as `cfg.trainer` says; each has one device.
+def bare_trainer(cfg: DictConfig) -> Trainer:
+    """A trainer as `cfg.trainer` says, that writes nothing: by which strategy, and how many processes of a device each.
 
     Raises InputError if this machine or what is installed on it cannot do that.
     """
     try:
-        trainer: Trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False)
+        return instantiate(cfg.trainer, logger=False, enable_checkpointing=False)
     except InstantiationException as error:
         cause = error.__cause__
         if not isinstance(cause, MisconfigurationException | ImportError | ValueError | RuntimeError):
@@ -35,7 +35,17 @@ def count_processes(cfg: DictConfig) -> int:
         raise InputError(
             f"{asked}: cannot be had here ({reason}); trainer.accelerator=cpu tries a recipe without its device"
         ) from error
-    return trainer.world_size
+
+
+def check_sharded(cfg: DictConfig) -> None:
+    """Raise InputError for what a run whose weights are divided among processes (trainer=fsdp) cannot have."""
+    if any({"links", "unlock"} & phase.keys() for phase in cfg.phases):
+        reason = "a model whose weights are divided cannot change what it links or trains"
+        raise InputError(f"trainer=fsdp, phases: {reason}; take trainer=ddp, or model.unlock= from the start")
+    if "ema" in cfg.callback:
+        raise InputError("trainer=fsdp, average=ema: no average is kept of divided weights; take trainer=ddp")
+    if str(cfg.optimizer.get("_target_")).endswith("ZeroRedundancyOptimizer"):
+        raise InputError("trainer=fsdp, optimizer=zero: both divide the optimizer's state; take optimizer=adamw")
 
 
 def count_micro_batches(cfg: DictConfig, processes: int) -> int:

@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -33,10 +34,11 @@ from cnx.condition import Condition, Several, parts_of
 from cnx.data.module import ControlData
 from cnx.errors import InputError
 from cnx.model import Controlled
+from cnx.model.sharding import whole_weights
 from cnx.report import grid_over_time
 from cnx.report.page import run_report
 from cnx.schedule import Schedule
-from cnx.task.fitting import count_micro_batches, count_processes, economise, make_optimizer
+from cnx.task.fitting import bare_trainer, check_sharded, count_micro_batches, economise, make_optimizer
 from cnx.task.run_folder import (
     git_commit,
     given_overrides,
@@ -65,7 +67,11 @@ def run(cfg: DictConfig) -> None:
     else:
         note_choices(cfg)
         step_done = 0
-    accumulated = count_micro_batches(cfg, count_processes(cfg))
+    bare = bare_trainer(cfg)
+    accumulated = count_micro_batches(cfg, bare.world_size)
+    sharded = isinstance(bare.strategy, ModelParallelStrategy)
+    if sharded:
+        check_sharded(cfg)
     for make in (make_optimizer, make_schedule):
         make(cfg)  # that they can be had is found out before anything is written
     seed_everything(cfg.seed, verbose=False)
@@ -120,6 +126,8 @@ def run(cfg: DictConfig) -> None:
     )
     trainer.fit(training, datamodule=data, ckpt_path=checkpoint, weights_only=False)
 
+    # All processes bring their pieces, before the others end.
+    pieces = whole_weights(model) if sharded and not was_interrupted(trainer) else None
     if not trainer.is_global_zero:
         return
     if was_interrupted(trainer):
@@ -128,6 +136,11 @@ def run(cfg: DictConfig) -> None:
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             raise KeyboardInterrupt  # whoever stops a sweep does not want its next run
         return
+    if pieces:
+        wiring = model.wiring()
+        model = build(cfg, folder)[1]
+        model.rewire(wiring)
+        model.load_state_dict(pieces)
     with averaged(trainer, training):
         model.save(folder)
     verdicts = [callback for callback in callbacks.values() if isinstance(callback, EarlyVerdict)]
@@ -308,13 +321,14 @@ def part_fidelity(probe: Probe, name: str, condition: Condition) -> dict[str, An
 
 def closing_line(summary: dict[str, Any], folder: Path) -> str:
     """The run in one line of words."""
-    line = f"Done, {folder}: {summary['optimizer_steps']:,} steps in {summary['wall_seconds']:.0f} s"
+    steps = summary["optimizer_steps"]
+    line = f"Done, {folder}: {steps:,} step{'s' * (steps != 1)} in {summary['wall_seconds']:.0f} s"
     line += f" (stopped early, {summary['stopped_because']})" if summary["stopped_because"] else ""
     if "control_fidelity" not in summary:
         return f"{line}."
     reached = summary["control_fidelity"]["calibrated"]
     reached = f"control fidelity {reached:z.2f} (0 ignores the map, 1 is this VAE's best)"
-    if not summary["optimizer_steps"]:
+    if not steps:
         return f"{line}; {reached}."
     step, before = summary["convergence_step"], summary["convergence_after"]
     if step is None:

@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from lightning import Callback, LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
 from cnx.callback import Probe, was_interrupted
 from cnx.data.module import Batch
 from cnx.model import Controlled
+from cnx.model.sharding import is_sharded, shard
 from cnx.objective import Denoise
 from cnx.schedule import Schedule
 
@@ -146,6 +148,11 @@ class Training(LightningModule):
     def images_per_second(self, but: float) -> float:
         """Images trained on in this sitting for each second of its training, `but` seconds left out."""
         return (self.samples_seen - self._samples_before) / (time.perf_counter() - self._fit_began - but)
+
+    def configure_model(self) -> None:
+        # Lightning calls it again where a process asks twice.
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not is_sharded(self.model):
+            shard(self.model)
 
     def configure_optimizers(self) -> Optimizer:
         if self._groups is None:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 from cnx.errors import InputError
-from cnx.task.fitting import count_micro_batches, count_processes, make_optimizer
+from cnx.task.fitting import bare_trainer, count_micro_batches, make_optimizer
 from small_runs import REPOSITORY, composed, launch
 
 RECIPES = sorted(file.stem for file in (REPOSITORY / "conf" / "trainer").glob("gpu_*.yaml"))
@@ -66,9 +67,9 @@ def test_a_recipe_without_its_device_ends_in_a_line() -> None:
         with pytest.raises(
             InputError, match="trainer.accelerator=gpu.*trainer.accelerator=cpu tries a recipe"
         ) as error:
-            count_processes(composed(f"trainer={recipe}"))
+            bare_trainer(composed(f"trainer={recipe}"))
         assert "\n" not in str(error.value)
-    assert count_processes(composed("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")) == 2
+    assert bare_trainer(composed("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")).world_size == 2
 
 
 def test_what_cannot_be_together_is_said_in_a_line() -> None:
@@ -116,8 +117,6 @@ def test_a_run_by_a_recipe_on_the_tiny_base_equals_its_other_half(capsys: pytest
     stored = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=False)
     assert not [name for name in stored["state_dict"] if "vae" in name or "text_encoder" in name]
     average = next(state["average"] for key, state in stored["callbacks"].items() if key.startswith("EMA"))
-    from safetensors.torch import load_file
-
     saved = load_file(whole / file)
     assert all(torch.equal(saved[name], average[f"model.branch.{name}"]) for name in saved)
     assert {tensor.dtype for tensor in average.values()} == {torch.float32}
@@ -148,3 +147,48 @@ def test_two_processes_learn_what_one_does_with_twice_the_batch(tmp_path: Path) 
     assert any(not torch.equal(one["start"][name], one["end"][name]) for name in one["end"])
     for name, tensor in one["end"].items():
         torch.testing.assert_close(two["end"][name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo on Windows divides no weights")
+def test_two_processes_with_divided_weights_make_the_run_of_one(tmp_path: Path) -> None:
+    """Half of the weights in each; probes, checkpoint and what is saved are those of a run with twice the batch."""
+    settings = ["trainer.max_steps=2", "trainer.precision=32-true", "optimizer.eps=1e-4", *SMALL]
+    settings += ["model=large_scale", "model.unlock=decoder"]
+    one = launch(*settings, "micro_batch=4")
+    command = [sys.executable, str(REPOSITORY / "run.py"), *settings, "micro_batch=2"]
+    two_processes = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", f"runs={tmp_path}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *two_processes], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [two] = (tmp_path / "default").iterdir()
+
+    for file in ("controlnet/diffusion_pytorch_model.safetensors", "base/unet/diffusion_pytorch_model.safetensors"):
+        ours, theirs = load_file(two / file), load_file(one / file)
+        assert ours.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            torch.testing.assert_close(ours[name], tensor, rtol=1e-5, atol=1e-6)
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (one, two)]
+    for key in ("optimizer_steps", "micro_batches", "samples_seen"):
+        assert summaries[0][key] == summaries[1][key]
+    gains = [summary["control_gain"] for summary in summaries]
+    assert gains[1] == pytest.approx(gains[0], abs=1e-5) and gains[0] != 0
+    stored = [torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False) for folder in (one, two)]
+    assert stored[0]["parameter_groups"] == stored[1]["parameter_groups"]
+    assert {n: t.shape for n, t in stored[0]["state_dict"].items()} == {
+        n: t.shape for n, t in stored[1]["state_dict"].items()
+    }
+
+
+@pytest.mark.parametrize(
+    "asked, named",
+    [
+        ("average=ema", "trainer=fsdp, average=ema: .*trainer=ddp"),
+        ("phases=[{when: 1, links: mid}]", "trainer=fsdp, phases: .*trainer=ddp"),
+        ("optimizer=zero", "trainer=fsdp, optimizer=zero: .*optimizer=adamw"),
+    ],
+)
+def test_what_divided_weights_cannot_have_is_said_at_once(asked: str, named: str) -> None:
+    before = sorted(Path("runs").glob("*/*"))
+    with pytest.raises(SystemExit, match=named):
+        launch("trainer=fsdp", "trainer.accelerator=cpu", asked, *SMALL)
+    assert sorted(Path("runs").glob("*/*")) == before
