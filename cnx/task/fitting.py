@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import DictConfig
 
 from cnx.errors import InputError
@@ -15,13 +16,13 @@ from cnx.model import Controlled
 HALVES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-def bare_trainer(cfg: DictConfig) -> Trainer:
-    """A trainer as `cfg.trainer` says, that writes nothing: by which strategy, and how many processes of a device each.
+def count_processes(cfg: DictConfig) -> int:
+    """How many processes train together, as `cfg.trainer` says; each has one device.
 
     Raises InputError if this machine or what is installed on it cannot do that.
     """
     try:
-        return instantiate(cfg.trainer, logger=False, enable_checkpointing=False)
+        trainer: Trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False)
     except InstantiationException as error:
         cause = error.__cause__
         if not isinstance(cause, MisconfigurationException | ImportError | ValueError | RuntimeError):
@@ -35,10 +36,18 @@ def bare_trainer(cfg: DictConfig) -> Trainer:
         raise InputError(
             f"{asked}: cannot be had here ({reason}); trainer.accelerator=cpu tries a recipe without its device"
         ) from error
+    return trainer.world_size
 
 
-def check_sharded(cfg: DictConfig) -> None:
-    """Raise InputError for what a run whose weights are divided among processes (trainer=fsdp) cannot have."""
+def is_sharded(cfg: DictConfig) -> bool:
+    """Whether `cfg.trainer` divides a model's weights among its processes (trainer=fsdp).
+
+    Raises InputError for what such a run cannot have.
+    """
+    strategy = cfg.trainer.get("strategy")
+    target = strategy.get("_target_") if isinstance(strategy, DictConfig) else None
+    if target is None or not issubclass(get_class(target), ModelParallelStrategy):
+        return False
     if any({"links", "unlock"} & phase.keys() for phase in cfg.phases):
         reason = "a model whose weights are divided cannot change what it links or trains"
         raise InputError(f"trainer=fsdp, phases: {reason}; take trainer=ddp, or model.unlock= from the start")
@@ -46,6 +55,7 @@ def check_sharded(cfg: DictConfig) -> None:
         raise InputError("trainer=fsdp, average=ema: no average is kept of divided weights; take trainer=ddp")
     if str(cfg.optimizer.get("_target_")).endswith("ZeroRedundancyOptimizer"):
         raise InputError("trainer=fsdp, optimizer=zero: both divide the optimizer's state; take optimizer=adamw")
+    return True
 
 
 def count_micro_batches(cfg: DictConfig, processes: int) -> int:

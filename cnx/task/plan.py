@@ -23,7 +23,7 @@ from cnx.base import Base, find, find_folder
 from cnx.data.module import Batch
 from cnx.errors import InputError
 from cnx.model import Controlled
-from cnx.task.fitting import HALVES, count_micro_batches, economise, make_optimizer
+from cnx.task.fitting import HALVES, count_micro_batches, economise, is_sharded, make_optimizer
 from cnx.task.ledger import Ledger, MetaAutocast
 from cnx.task.run_folder import note_choices
 from cnx.task.train import build, count_maps, make_training, peak_memory_bytes
@@ -148,11 +148,17 @@ def estimate(cfg: DictConfig, accumulated: int, processes: int = 1) -> Need:
             base.vae.decode(cast(Any, torch.empty(chunk, 4, side // 8, side // 8, device="meta")))
             away = _bytes(base.vae.parameters()) if cfg.memory.offload else 0
             drawing = max(drawing, ledger.peak - before + away)
+    trained_bytes, locked_bytes = _bytes(trained), _bytes(locked)
+    if is_sharded(cfg):
+        step += max(map(_gathered, (base.unet, model.branch)))
+        drawing += trained_bytes + locked_bytes  # a probe puts all of it together
+        trained_bytes, locked_bytes = trained_bytes // processes, locked_bytes // processes
+        gradients, optimizer = gradients // processes, optimizer // processes
     return Need(
         trained_parameters=sum(p.numel() for p in trained),
         locked_parameters=sum(p.numel() for p in [*locked, *coders]),
-        trained=_bytes(trained),
-        locked=_bytes(locked),
+        trained=trained_bytes,
+        locked=locked_bytes,
         coders=_bytes(coders),
         coders_away=bool(cfg.memory.offload),
         gradients=gradients,
@@ -163,6 +169,17 @@ def estimate(cfg: DictConfig, accumulated: int, processes: int = 1) -> Need:
         flop=flops.get_total_flops() * accumulated,
         text=text,
     )
+
+
+def _gathered(module: torch.nn.Module) -> int:
+    """Bytes of what a sharded UNet or branch has in one piece at a time: two blocks, and what is in no block.
+
+    With the gradients where it is trained, since they are divided only when they are whole.
+    """
+    blocks = [_bytes(block.parameters()) for block in Controlled.blocks_of(module)]
+    outside = _bytes(module.parameters()) - sum(blocks)
+    once = outside + sum(sorted(blocks)[-2:])
+    return once * (2 if any(parameter.requires_grad for parameter in module.parameters()) else 1)
 
 
 def empty_base(cfg: DictConfig) -> Base:

@@ -14,7 +14,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -38,7 +37,7 @@ from cnx.model.sharding import whole_weights
 from cnx.report import grid_over_time
 from cnx.report.page import run_report
 from cnx.schedule import Schedule
-from cnx.task.fitting import bare_trainer, check_sharded, count_micro_batches, economise, make_optimizer
+from cnx.task.fitting import count_micro_batches, count_processes, economise, is_sharded, make_optimizer
 from cnx.task.run_folder import (
     git_commit,
     given_overrides,
@@ -67,11 +66,8 @@ def run(cfg: DictConfig) -> None:
     else:
         note_choices(cfg)
         step_done = 0
-    bare = bare_trainer(cfg)
-    accumulated = count_micro_batches(cfg, bare.world_size)
-    sharded = isinstance(bare.strategy, ModelParallelStrategy)
-    if sharded:
-        check_sharded(cfg)
+    accumulated = count_micro_batches(cfg, count_processes(cfg))
+    sharded = is_sharded(cfg)
     for make in (make_optimizer, make_schedule):
         make(cfg)  # that they can be had is found out before anything is written
     seed_everything(cfg.seed, verbose=False)

@@ -73,6 +73,16 @@ def test_checkpointing_halves_and_a_tracker_and_away_coders_show_in_the_plan(tin
     assert plain.flop > 0 and estimate(composed(*PLAN, path), 3).flop == 3 * plain.flop
 
 
+def test_processes_that_divide_the_weights_need_less_each_but_for_a_probe(tiny_conf) -> None:
+    sharded = composed(*PLAN, f"base.path={tiny_conf.path}", "trainer=fsdp", "trainer.accelerator=cpu")
+    plain, two, four = (estimate(cfg, 1, n) for cfg, n in ((composed(*PLAN), 1), (sharded, 2), (sharded, 4)))
+    for needed in ("trained", "locked", "gradients", "optimizer"):
+        for n, need in ((2, two), (4, four)):
+            assert getattr(need, needed) == pytest.approx(getattr(plain, needed) / n, rel=1e-3)
+    assert four.step == two.step > plain.step and four.training < two.training < plain.training
+    assert two.drawing - plain.drawing == plain.trained + plain.locked
+
+
 def test_an_8_bit_optimizer_s_state_is_reckoned_as_it_is(tiny, tiny_conf) -> None:
     pytest.importorskip("bitsandbytes")
     cfg = composed(*PLAN, "optimizer=adam8bit", f"base.path={tiny_conf.path}")
