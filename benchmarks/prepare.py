@@ -72,15 +72,14 @@ def parts(maker: PairMaker, photos: list[Photo]) -> dict[str, float]:
             content = timed(what, lambda image=image, suffix=suffix: encode(image, suffix))
             path = maker.out / folder / f"part-{photo.path}.{suffix}"
             timed("write", lambda path=path, content=content: write_whole(path, content))
-        timed("whole", lambda photo=photo: maker(photo))
+        timed("whole", lambda photo=photo: maker([photo]))
     seconds["name and the rest"] = seconds["whole"] - sum(v for part, v in seconds.items() if part != "whole")
     return seconds
 
 
 def make(maker: PairMaker, photos: list[Photo]) -> None:
     cv2.setNumThreads(1)
-    for photo in photos:
-        maker(photo)
+    maker(photos)
 
 
 def measure(pool: Executor, maker: PairMaker, photos: list[Photo]) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """What a kind of control can do: make a map of a photo, compare two maps, show one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +47,10 @@ class Condition(ABC):
     @abstractmethod
     def __call__(self, image: Pixels) -> Pixels:
         """Annotate: the control map of a photo."""
+
+    def annotate(self, images: Sequence[Pixels]) -> list[Pixels]:
+        """The maps of several photos, of any sizes; a detector that can look at many at once does."""
+        return [self(image) for image in images]
 
     @abstractmethod
     def compare(self, drawn: Pixels, wanted: Pixels) -> Agreement:

@@ -1,5 +1,6 @@
 """Depth."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,10 @@ class Depth(GeometricCondition):
     path: str = SCENES
 
     def __call__(self, image: Pixels) -> Pixels:
-        return _grey(depth_detector(self.path).nearness(image))
+        return self.annotate([image])[0]
+
+    def annotate(self, images: Sequence[Pixels]) -> list[Pixels]:
+        return [_grey(nearness) for nearness in depth_detector(self.path).nearness(images)]
 
     def draw(self, geometry: Geometry) -> Pixels:
         return _grey(geometry.nearness)

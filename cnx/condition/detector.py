@@ -1,9 +1,10 @@
-"""What sees the geometry of a picture: the network of drawn scenes that ships with the repository, or models of photos.
+"""What sees the geometry of pictures: the network of drawn scenes that ships with the repository, or models of photos.
 
 Nothing heavy is imported before a detector is asked for: the processes that draw synthetic pictures need none.
 """
 
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,19 +26,19 @@ SKELETON_MODEL = "usyd-community/vitpose-base-simple"
 
 
 class DepthDetector(Protocol):
-    def nearness(self, image: Pixels) -> Float[np.ndarray, "h w"]: ...
+    def nearness(self, images: Sequence[Pixels]) -> list[Float[np.ndarray, "h w"]]: ...
 
 
 class NormalDetector(Protocol):
-    def normal(self, image: Pixels) -> Float[np.ndarray, "h w 3"]: ...
+    def normal(self, images: Sequence[Pixels]) -> list[Float[np.ndarray, "h w 3"]]: ...
 
 
 class ClassDetector(Protocol):
-    def classes(self, image: Pixels) -> UInt8[np.ndarray, "h w"]: ...
+    def classes(self, images: Sequence[Pixels]) -> list[UInt8[np.ndarray, "h w"]]: ...
 
 
 class SkeletonDetector(Protocol):
-    def skeletons(self, image: Pixels) -> tuple[Joints, ...]: ...
+    def skeletons(self, images: Sequence[Pixels]) -> list[tuple[Joints, ...]]: ...
 
 
 @lru_cache(maxsize=4)

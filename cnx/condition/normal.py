@@ -1,5 +1,6 @@
 """Surface normals."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -39,9 +40,12 @@ class Normal(GeometricCondition):
     from_depth: bool = False
 
     def __call__(self, image: Pixels) -> Pixels:
+        return self.annotate([image])[0]
+
+    def annotate(self, images: Sequence[Pixels]) -> list[Pixels]:
         if self.from_depth:
-            return _paint(normal_of(depth_detector(self.path).nearness(image)))
-        return _paint(normal_detector(self.path).normal(image))
+            return [_paint(normal_of(nearness)) for nearness in depth_detector(self.path).nearness(images)]
+        return [_paint(normal) for normal in normal_detector(self.path).normal(images)]
 
     def draw(self, geometry: Geometry) -> Pixels:
         return _paint(geometry.normal)

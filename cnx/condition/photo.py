@@ -1,11 +1,17 @@
-"""Detectors of photos: models of transformers and diffusers, from a folder in their format or by hub id."""
+"""Detectors of photos: models of transformers and diffusers, from a folder in their format or by hub id.
 
-from typing import Any
+Photos of one size are looked at together, as a GPU wants it.
+"""
+
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
+from torch import Tensor
 
 from cnx.base.base import find_folder
 from cnx.condition.condition import Pixels
@@ -14,6 +20,7 @@ from cnx.condition.geometry import Joints
 from cnx.condition.skeleton import FACE, HANDS
 from cnx.errors import InputError
 
+Found = TypeVar("Found")
 SURE = 0.3  # the least confidence of a joint; of a person it is a half
 
 # Of the 17 points of COCO in their order, the names in OpenPose's skeleton.
@@ -25,6 +32,24 @@ COCO = (
 # COCO-WholeBody goes on with six points of the feet, which OpenPose's 18 do not have, then face and hands.
 FEET = tuple(f"foot {point}" for point in range(6))
 WHOLE_BODY = (*COCO, *FEET, *FACE, *HANDS["left"], *HANDS["right"])
+
+
+# task=prepare asks from many threads: their batches wait for one another, and not for the device's memory.
+_one_batch = Lock()
+
+
+def _together(look: Callable[[list[Pixels]], list[Found]], images: Sequence[Pixels]) -> list[Found]:
+    """What `look` makes of images of one size, for images of any sizes, in their order."""
+    found: dict[int, Found] = {}
+    for shape in dict.fromkeys(image.shape for image in images):
+        rows = [row for row, image in enumerate(images) if image.shape == shape]
+        with _one_batch, torch.inference_mode():
+            found |= zip(rows, look([images[row] for row in rows]), strict=True)
+    return [found[row] for row in range(len(images))]
+
+
+def _pictures(images: Sequence[Pixels]) -> list[Image.Image]:
+    return [Image.fromarray(image) for image in images]
 
 
 def _run(model: Any, inputs: Any) -> Any:
@@ -58,13 +83,19 @@ class DepthEstimator:
         in_metres = ("zoedepth", "depth_pro", "glpn", "prompt_depth_anything")
         self.metric = settings.model_type in in_metres or getattr(settings, "depth_estimation_type", "") == "metric"
 
-    @torch.inference_mode()
-    def nearness(self, image: Pixels) -> Float[np.ndarray, "h w"]:
+    def nearness(self, images: Sequence[Pixels]) -> list[Float[np.ndarray, "h w"]]:
         """Inverse depth, stretched so that the farthest is 0 and the nearest 1, as the released annotators do."""
-        inputs = self.processor(images=Image.fromarray(image), return_tensors="pt")
+        return _together(self._look, images)
+
+    def _look(self, images: list[Pixels]) -> list[Float[np.ndarray, "h w"]]:
+        inputs = self.processor(images=_pictures(images), return_tensors="pt")
         outputs = _run(self.model, inputs)
-        found = self.processor.post_process_depth_estimation(outputs, target_sizes=[image.shape[:2]])
-        depth = found[0]["predicted_depth"].float().cpu().numpy().reshape(image.shape[:2])
+        sizes = [image.shape[:2] for image in images]
+        found = self.processor.post_process_depth_estimation(outputs, target_sizes=sizes)
+        return [self._stretched(one["predicted_depth"].reshape(size)) for one, size in zip(found, sizes, strict=True)]
+
+    def _stretched(self, predicted: Tensor) -> Float[np.ndarray, "h w"]:
+        depth = predicted.float().cpu().numpy()
         inverse = 1 / np.maximum(depth, 1e-3) if self.metric else depth
         low, high = inverse.min(), inverse.max()
         return (inverse - low) / (high - low if high > low else 1)
@@ -79,13 +110,21 @@ class NormalEstimator:
         self.pipeline = _load(MarigoldNormalsPipeline, path, "path", NORMAL_MODEL)
         self.pipeline.set_progress_bar_config(disable=True)
 
-    @torch.inference_mode()
-    def normal(self, image: Pixels) -> Float[np.ndarray, "h w 3"]:
-        generator = torch.Generator().manual_seed(0)
+    def normal(self, images: Sequence[Pixels]) -> list[Float[np.ndarray, "h w 3"]]:
+        return _together(self._look, images)
+
+    def _look(self, images: list[Pixels]) -> list[Float[np.ndarray, "h w 3"]]:
+        generators = [torch.Generator().manual_seed(0) for _ in images]
         with torch.autocast(self.pipeline.device.type, enabled=False):
-            found = self.pipeline(Image.fromarray(image), num_inference_steps=1, generator=generator, output_type="np")
-        normal = np.asarray(found.prediction[0], np.float32)  # x to the right, y up, z to the viewer
-        return normal / np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)
+            found = self.pipeline(
+                _pictures(images),
+                num_inference_steps=1,
+                batch_size=len(images),
+                generator=generators,
+                output_type="np",
+            )
+        normal = np.asarray(found.prediction, np.float32)  # x to the right, y up, z to the viewer
+        return [*(normal / np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-6))]
 
 
 class Segmenter:
@@ -99,12 +138,15 @@ class Segmenter:
         if (number := self.model.config.num_labels) != 150:
             raise InputError(f"condition.path={path}: tells {number} classes apart; give a model with ADE20K's 150")
 
-    @torch.inference_mode()
-    def classes(self, image: Pixels) -> UInt8[np.ndarray, "h w"]:
-        inputs = self.processor(images=Image.fromarray(image), return_tensors="pt")
+    def classes(self, images: Sequence[Pixels]) -> list[UInt8[np.ndarray, "h w"]]:
+        return _together(self._look, images)
+
+    def _look(self, images: list[Pixels]) -> list[UInt8[np.ndarray, "h w"]]:
+        inputs = self.processor(images=_pictures(images), return_tensors="pt")
         outputs = _run(self.model, inputs)
-        found = self.processor.post_process_semantic_segmentation(outputs, target_sizes=[image.shape[:2]])[0]
-        return found.cpu().numpy().astype(np.uint8)
+        sizes = [image.shape[:2] for image in images]
+        found = self.processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+        return [classes.cpu().numpy().astype(np.uint8) for classes in found]
 
 
 class PoseEstimator:
@@ -125,32 +167,42 @@ class PoseEstimator:
             self.people: Any = _load(AutoModelForObjectDetection, people, "people", example).eval()
             self.finder = _load(AutoImageProcessor, people, "people", example)
 
-    @torch.inference_mode()
-    def skeletons(self, image: Pixels) -> tuple[Joints, ...]:
-        boxes = [self._boxes(image)]
-        if not len(boxes[0]):
-            return ()
-        inputs = self.processor(Image.fromarray(image), boxes=boxes, return_tensors="pt")
+    def skeletons(self, images: Sequence[Pixels]) -> list[tuple[Joints, ...]]:
+        return _together(self._look, images)
+
+    def _look(self, images: list[Pixels]) -> list[tuple[Joints, ...]]:
+        boxes = self._boxes(images)
+        with_people = [row for row, found in enumerate(boxes) if len(found)]
+        bodies: list[tuple[Joints, ...]] = [()] * len(images)
+        if not with_people:
+            return bodies
+        boxes = [boxes[row] for row in with_people]
+        inputs = self.processor(_pictures([images[row] for row in with_people]), boxes=boxes, return_tensors="pt")
         if getattr(self.model.config.backbone_config, "num_experts", 1) > 1:  # ViTPose++: the expert of COCO
             expert = 5 if self.names is WHOLE_BODY else 0
-            inputs["dataset_index"] = torch.full((len(boxes[0]),), expert)
+            inputs["dataset_index"] = torch.full((sum(map(len, boxes)),), expert)
         outputs = _run(self.model, inputs)
-        found = self.processor.post_process_pose_estimation(outputs, boxes=boxes, threshold=SURE)[0]
-        return tuple(body for body in map(self._body, found) if body)
+        found = self.processor.post_process_pose_estimation(outputs, boxes=boxes, threshold=SURE)
+        for row, people in zip(with_people, found, strict=True):
+            bodies[row] = tuple(body for body in map(self._body, people) if body)
+        return bodies
 
-    def _boxes(self, image: Pixels) -> Float[np.ndarray, "n 4"]:
-        """People as (left, top, width, height)."""
-        height, width = image.shape[:2]
+    def _boxes(self, images: list[Pixels]) -> list[Float[np.ndarray, "n 4"]]:
+        """The people in each of the images, as (left, top, width, height)."""
+        sizes = [image.shape[:2] for image in images]
         if self.people is None or self.finder is None:
-            return np.array([[0, 0, width, height]], np.float32)
-        inputs = self.finder(images=Image.fromarray(image), return_tensors="pt")
+            return [np.array([[0, 0, width, height]], np.float32) for height, width in sizes]
+        inputs = self.finder(images=_pictures(images), return_tensors="pt")
         outputs = _run(self.people, inputs)
-        found = self.finder.post_process_object_detection(outputs, threshold=0.5, target_sizes=[(height, width)])[0]
+        found = self.finder.post_process_object_detection(outputs, threshold=0.5, target_sizes=sizes)
         person = {number for number, name in self.people.config.id2label.items() if name == "person"}
-        corners = [
-            box for box, label in zip(found["boxes"].tolist(), found["labels"].tolist(), strict=True) if label in person
-        ]
-        return np.array([[a, b, c - a, d - b] for a, b, c, d in corners], np.float32).reshape(-1, 4)
+        boxes = []
+        for one in found:
+            corners = [
+                box for box, label in zip(one["boxes"].tolist(), one["labels"].tolist(), strict=True) if label in person
+            ]
+            boxes.append(np.array([[a, b, c - a, d - b] for a, b, c, d in corners], np.float32).reshape(-1, 4))
+        return boxes
 
     def _body(self, found: dict[str, Any]) -> Joints:
         points = zip(found["labels"].tolist(), found["keypoints"].tolist(), strict=True)

@@ -1,5 +1,6 @@
 """Poses."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cnx.condition.condition import Agreement, Pixels
@@ -33,7 +34,11 @@ class Pose(GeometricCondition):
     people: str | None = None
 
     def __call__(self, image: Pixels) -> Pixels:
-        return draw_skeletons(skeleton_detector(self.path, self.people).skeletons(image), *image.shape[:2])
+        return self.annotate([image])[0]
+
+    def annotate(self, images: Sequence[Pixels]) -> list[Pixels]:
+        found = skeleton_detector(self.path, self.people).skeletons(images)
+        return [draw_skeletons(bodies, *image.shape[:2]) for bodies, image in zip(found, images, strict=True)]
 
     def draw(self, geometry: Geometry) -> Pixels:
         if geometry.skeletons is None:

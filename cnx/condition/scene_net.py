@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -92,17 +93,17 @@ class SceneNet(nn.Module):
             skeletons=_skeletons(seen.joints[0].cpu().numpy(), self.joint_names, bodies),
         )
 
-    def nearness(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
-        return self.detect(image).nearness
+    def nearness(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Float[np.ndarray, "h w"]]:
+        return [self.detect(image).nearness for image in images]
 
-    def normal(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
-        return self.detect(image).normal
+    def normal(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Float[np.ndarray, "h w 3"]]:
+        return [self.detect(image).normal for image in images]
 
-    def classes(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
-        return self.detect(image).classes
+    def classes(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[UInt8[np.ndarray, "h w"]]:
+        return [self.detect(image).classes for image in images]
 
-    def skeletons(self, image: UInt8[np.ndarray, "h w 3"]) -> tuple[Joints, ...]:
-        return self.detect(image).skeletons or ()
+    def skeletons(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[tuple[Joints, ...]]:
+        return [self.detect(image).skeletons or () for image in images]
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors, in half precision."""

@@ -1,5 +1,6 @@
 """Semantic segmentation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cnx.condition import ade20k
@@ -27,7 +28,10 @@ class Segmentation(GeometricCondition):
     path: str = SCENES
 
     def __call__(self, image: Pixels) -> Pixels:
-        return ade20k.paint(class_detector(self.path).classes(image))
+        return self.annotate([image])[0]
+
+    def annotate(self, images: Sequence[Pixels]) -> list[Pixels]:
+        return [ade20k.paint(classes) for classes in class_detector(self.path).classes(images)]
 
     def draw(self, geometry: Geometry) -> Pixels:
         return ade20k.paint(geometry.classes)

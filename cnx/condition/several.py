@@ -1,6 +1,6 @@
 """Several kinds of control at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
@@ -31,7 +31,11 @@ class Several(Condition):
         self.measure = f"mean of the fidelities to {' and '.join(conditions)}, in [0, 1]; higher is better"
 
     def __call__(self, image: Pixels) -> Stacked:
-        return np.concatenate([part(image) for part in self.conditions.values()], axis=2)
+        return self.annotate([image])[0]
+
+    def annotate(self, images: Sequence[Pixels]) -> list[Stacked]:
+        of_each = [part.annotate(images) for part in self.conditions.values()]
+        return [np.concatenate(maps, axis=2) for maps in zip(*of_each, strict=True)]
 
     def compare(self, drawn: Stacked, wanted: Stacked) -> Agreement:
         drawn_maps = dict(zip(self.conditions, apart(drawn), strict=True))

@@ -18,10 +18,14 @@ from transformers import (
     VitPoseConfig,
     VitPoseForPoseEstimation,
     VitPoseImageProcessor,
+    YolosConfig,
+    YolosForObjectDetection,
+    YolosImageProcessor,
 )
 
 from cnx.base import Base
 from cnx.condition import Condition, Depth, Normal, Pose, Segmentation
+from cnx.condition.detector import class_detector, depth_detector, skeleton_detector
 from cnx.condition.photo import COCO, WHOLE_BODY, PoseEstimator
 from cnx.errors import InputError
 
@@ -72,6 +76,21 @@ def save_pose(folder: Path, points: int) -> str:
     return str(folder)
 
 
+def save_finder(folder: Path, label: str) -> str:
+    """Finds three of `label` in every picture."""
+    torch.manual_seed(0)
+    config = YolosConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=[32, 32],
+        patch_size=16, num_detection_tokens=3, id2label={0: label, 1: "kite"},
+    )  # fmt: skip
+    model = YolosForObjectDetection(config)
+    with torch.no_grad():
+        model.class_labels_classifier.layers[-1].bias[0] = 10.0
+    model.save_pretrained(folder)
+    YolosImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return str(folder)
+
+
 def check_map(condition: Condition) -> np.ndarray:
     control_map = condition(PHOTO)
     assert control_map.shape == PHOTO.shape and control_map.dtype == np.uint8
@@ -104,6 +123,8 @@ def test_normals_come_from_a_pipeline_of_diffusers_and_are_the_same_each_time(tm
     ).save_pretrained(tmp_path)
     control_map = check_map(Normal(str(tmp_path)))
     assert np.array_equal(control_map, Normal(str(tmp_path))(PHOTO)) and control_map.std() > 0
+    for each in Normal(str(tmp_path)).annotate([PHOTO, PHOTO]):
+        assert np.abs(each.astype(int) - control_map).max() <= 1
 
 
 def test_classes_are_ade20ks(tmp_path: Path) -> None:
@@ -115,7 +136,7 @@ def test_classes_are_ade20ks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("points", [17, 133])
 def test_poses_are_of_the_body_or_of_hands_and_face_as_well(points: int, tmp_path: Path) -> None:
     estimator = PoseEstimator(save_pose(tmp_path / "pose", points), people=None)
-    (body,) = estimator.skeletons(PHOTO)
+    ((body,),) = estimator.skeletons([PHOTO])
     assert "neck" in body and set(body) - {"neck"} <= set(WHOLE_BODY if points == 133 else COCO)
     assert ("left thumb 1" in body) == ("face 30" in body) == (points == 133)
     assert not any(name.startswith("foot") for name in body)
@@ -123,6 +144,38 @@ def test_poses_are_of_the_body_or_of_hands_and_face_as_well(points: int, tmp_pat
     assert body["neck"] == pytest.approx(tuple(shoulders.mean(0)))
     control_map = Pose(str(tmp_path / "pose"))(PHOTO)
     assert control_map.shape == PHOTO.shape and control_map.any()
+
+
+def test_only_people_have_poses(tmp_path: Path) -> None:
+    path = save_pose(tmp_path / "pose", 17)
+    assert len(PoseEstimator(path, save_finder(tmp_path / "people", "person")).skeletons([PHOTO])[0]) == 3
+    assert PoseEstimator(path, save_finder(tmp_path / "dogs", "dog")).skeletons([PHOTO, PHOTO]) == [(), ()]
+
+
+@pytest.mark.parametrize("kind", [Depth, Normal, Segmentation, Pose])
+def test_photos_of_one_size_are_looked_at_together_and_seen_as_one_by_one(kind: type, tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    photos = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((60, 80), (48, 48), (60, 80), (60, 80))]
+    path = str(tmp_path)
+    if kind is Segmentation:
+        condition, detector = Segmentation(save_segmenter(tmp_path, 150)), class_detector(path)
+    elif kind is Pose:
+        condition, detector = Pose(save_pose(tmp_path, 17)), skeleton_detector(path, None)
+    else:
+        save_depth(tmp_path)
+        condition, detector = Depth(path) if kind is Depth else Normal(path, from_depth=True), depth_detector(path)
+    singly = [condition(photo) for photo in photos]
+    sizes: list[int] = []
+
+    def note(module: torch.nn.Module, arguments: tuple, given: dict[str, torch.Tensor]) -> None:
+        sizes.append(len(given["pixel_values"]))
+
+    counting = detector.model.register_forward_pre_hook(note, with_kwargs=True)  # type: ignore[attr-defined]
+    together = condition.annotate(photos)
+    counting.remove()
+    assert sizes == [3, 1]
+    for one, other in zip(singly, together, strict=True):
+        assert one.shape == other.shape and (np.abs(one.astype(int) - other) > 1).mean() < 1e-3
 
 
 def test_another_number_of_points_is_refused(tmp_path: Path) -> None:

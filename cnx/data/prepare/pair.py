@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import threading
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,22 +67,27 @@ class PairMaker:
     min_side: int
     target_format: str
 
-    def __call__(self, photo: Photo) -> Pair | Dropped:
-        """Write a photo's pair, or say why there is none.
+    def __call__(self, photos: Sequence[Photo]) -> list[Pair | Dropped]:
+        """Write the pair of each of a few photos, or say why there is none; they are annotated together.
 
         The files are named by the picture's pixels: the same picture gives the same name, whatever its file.
         Raises OutputError if they cannot be written.
         """
+        pictures = [self._picture(photo) for photo in photos]
+        maps = iter(self.condition.annotate([picture for picture in pictures if not isinstance(picture, Dropped)]))
+        return [each if isinstance(each, Dropped) else self._write(each, next(maps)) for each in pictures]
+
+    def _picture(self, photo: Photo) -> UInt8[np.ndarray, "h w 3"] | Dropped:
         if not photo.bytes:
             return Dropped("unreadable", "the file is empty")
         try:
             picture = self.read(self.source / photo.path)
         except InputError as error:
             return Dropped("unreadable", str(error).removeprefix(f"{self.source / photo.path}: "))
-        if isinstance(picture, Dropped):
-            return picture
-        picture = self.resize(picture)
-        control = self.resize.frame(self.condition(picture), BEHIND_MAP)
+        return picture if isinstance(picture, Dropped) else self.resize(picture)
+
+    def _write(self, picture: UInt8[np.ndarray, "h w 3"], control: UInt8[np.ndarray, "h w 3"]) -> Pair:
+        control = self.resize.frame(control, BEHIND_MAP)
         picture = self.resize.frame(picture, 0)
         name = hashlib.sha256(str(picture.shape).encode() + picture.tobytes()).hexdigest()[:20]
         source, target = encode(control, "png"), encode(picture, self.target_format)

@@ -29,7 +29,7 @@ from cnx.errors import InputError
 
 STAMP = "prepared.json"
 STATE = ".prepare"  # the journals and the lock
-CHUNK = 16  # photos that a thread does before it reports
+CHUNK = 16  # photos that a thread does before it reports, and a learned detector looks at together
 VERSION = 1  # of what is written; another version's folder is not gone on with
 
 
@@ -202,7 +202,7 @@ def _make_pairs(maker: PairMaker, photos: Sequence[Photo], workers: int) -> tupl
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the error, at twice the size, counts
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # the photos are the parallelism
-    results = map_ahead(lambda chunk: [maker(photo) for photo in chunk], chunks, 2 * workers, workers)
+    results = map_ahead(maker, chunks, 2 * workers, workers)
     try:
         with closing(results), progress("Preparing photos", len(photos), done=len(pairs)) as advance:
             for chunk, done in zip(chunks, results, strict=True):
