@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 
-def write_card(folder: Path, title: str, introduction: str, facts: Mapping[str, Any]) -> Path:
+def write_card(folder: Path, title: str, introduction: str, facts: Mapping[str, Any], shown: str) -> Path:
     """Write README.md into a folder of weights: an introduction, the facts that are known, the sha256 of each file.
 
-    `samples.png` is shown if it is there.
+    `samples.png` is shown if it is there, and `shown` says what is to be seen on it.
     """
     lines = [f"# {title}", "", introduction, ""]
     if (folder / "samples.png").is_file():
-        lines += ["![Samples](samples.png)", ""]
+        lines += [f"![{shown}](samples.png)", ""]
     lines += ["| fact | value |", "|---|---|"]
     lines += [f"| {name} | {_show(value)} |" for name, value in facts.items() if value is not None]
     lines += ["", "| file | sha256 |", "|---|---|"]

@@ -283,7 +283,8 @@ def run(cfg: DictConfig) -> None:
             cfg.sheet_rows, len(geometries)
         )
     contact_sheet(np.stack(tiles), captions, columns=1 + 2 * len(CONDITIONS)).save(folder / "samples.png")
-    write_card(folder, cfg.card_title, cfg.card_introduction, facts)
+    shown = "Pictures; beside each the true map and the one that the detector sees: depth, normals, classes, joints"
+    write_card(folder, cfg.card_title, cfg.card_introduction, facts, shown)
     rich.print(f"The detector is in {folder}; look at samples.png and README.md there.")
 
 

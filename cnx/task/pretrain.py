@@ -265,7 +265,7 @@ def run(cfg: DictConfig) -> None:
             f"{sum(p.numel() for p in part.parameters()):,}" for part in (base.vae, base.text_encoder, base.unet)
         ),
     }
-    write_card(folder, cfg.card_title, cfg.card_introduction, facts)
+    write_card(folder, cfg.card_title, cfg.card_introduction, facts, "Samples for fixed prompts")
     rich.print(f"The base is in {folder}; look at samples.png and README.md there.")
 
 
