@@ -7,22 +7,25 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from cnx.model.controlled import Controlled
 
 
-def shard(model: Controlled) -> None:
+def shard(model: Controlled, device: torch.device) -> None:
     """Divide the weights of UNet and branch among all processes, each block put together only while it computes.
 
     Gradients and the optimizer's state are divided with them (ZeRO stage 3, arXiv 1910.02054; torch's FSDP2, arXiv
-    2304.11277). VAE and text encoder, which seldom work, stay whole. Before the optimizer is made, in every process.
+    2304.11277). VAE and text encoder, which seldom work, stay whole. Before the optimizer is made, in every process;
+    `device` is its own.
     """
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  # what FSDP2 can divide
     for whole in (model.base.unet, model.branch):
         for block in model.blocks_of(whole):
-            fully_shard(block, reshard_after_forward=True)
-        fully_shard(whole, reshard_after_forward=True)
+            fully_shard(block, mesh=mesh, reshard_after_forward=True)
+        fully_shard(whole, mesh=mesh, reshard_after_forward=True)
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -16,8 +16,8 @@ from cnx.model import Controlled
 HALVES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-def count_processes(cfg: DictConfig) -> int:
-    """How many processes train together, as `cfg.trainer` says; each has one device.
+def find_devices(cfg: DictConfig) -> tuple[int, torch.device]:
+    """How many processes train together, as `cfg.trainer` says, each on one device; and the device of this one.
 
     Raises InputError if this machine or what is installed on it cannot do that.
     """
@@ -36,7 +36,7 @@ def count_processes(cfg: DictConfig) -> int:
         raise InputError(
             f"{asked}: cannot be had here ({reason}); trainer.accelerator=cpu tries a recipe without its device"
         ) from error
-    return trainer.world_size
+    return trainer.world_size, trainer.strategy.root_device
 
 
 def is_sharded(cfg: DictConfig) -> bool:

@@ -37,7 +37,7 @@ from cnx.model.sharding import whole_weights
 from cnx.report import grid_over_time
 from cnx.report.page import run_report
 from cnx.schedule import Schedule
-from cnx.task.fitting import count_micro_batches, count_processes, economise, is_sharded, make_optimizer
+from cnx.task.fitting import count_micro_batches, economise, find_devices, is_sharded, make_optimizer
 from cnx.task.run_folder import (
     git_commit,
     given_overrides,
@@ -66,7 +66,8 @@ def run(cfg: DictConfig) -> None:
     else:
         note_choices(cfg)
         step_done = 0
-    accumulated = count_micro_batches(cfg, count_processes(cfg))
+    processes, device = find_devices(cfg)
+    accumulated = count_micro_batches(cfg, processes)
     sharded = is_sharded(cfg)
     for make in (make_optimizer, make_schedule):
         make(cfg)  # that they can be had is found out before anything is written
@@ -76,9 +77,9 @@ def run(cfg: DictConfig) -> None:
     check_maps(cfg, data)
     base, model = build(cfg, resume)
     economise(cfg, model)
-    if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        base.to("cuda")  # Lightning would move it only after the images are encoded
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        base.to(device)  # Lightning would move it only after the images are encoded
     data.prepare(base)
     callbacks = {name: instantiate(callback) for name, callback in cfg.callback.items()}
     probe = next((callback for callback in callbacks.values() if isinstance(callback, Probe)), None)

@@ -152,7 +152,7 @@ class Training(LightningModule):
     def configure_model(self) -> None:
         # Lightning calls it again where a process asks twice.
         if isinstance(self.trainer.strategy, ModelParallelStrategy) and not is_sharded(self.model):
-            shard(self.model)
+            shard(self.model, self.trainer.strategy.root_device)
 
     def configure_optimizers(self) -> Optimizer:
         if self._groups is None:

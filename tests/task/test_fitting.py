@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from cnx.errors import InputError
-from cnx.task.fitting import count_micro_batches, count_processes, make_optimizer
+from cnx.task.fitting import count_micro_batches, find_devices, make_optimizer
 from small_runs import REPOSITORY, composed, launch
 
 RECIPES = sorted(file.stem for file in (REPOSITORY / "conf" / "trainer").glob("gpu_*.yaml"))
@@ -67,9 +67,12 @@ def test_a_recipe_without_its_device_ends_in_a_line() -> None:
         with pytest.raises(
             InputError, match="trainer.accelerator=gpu.*trainer.accelerator=cpu tries a recipe"
         ) as error:
-            count_processes(composed(f"trainer={recipe}"))
+            find_devices(composed(f"trainer={recipe}"))
         assert "\n" not in str(error.value)
-    assert count_processes(composed("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")) == 2
+    assert find_devices(composed("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")) == (
+        2,
+        torch.device("cpu"),
+    )
 
 
 def test_what_cannot_be_together_is_said_in_a_line() -> None:
