@@ -48,6 +48,12 @@ class Interrupt(Callback):
             self.interrupted = True
             trainer.should_stop = True
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A signal that came after the last step's end: a run that is through is, and the others have not heard of it.
+        asked = self.interrupted and trainer.global_step != trainer.max_steps
+        self.interrupted = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        self._restore()
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore()
 

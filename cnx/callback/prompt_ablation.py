@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from cnx.callback.ema import averaged
 from cnx.callback.interrupt import was_interrupted
 from cnx.callback.probe import Probed, replace_file, save_arrays
 from cnx.condition import Condition
@@ -72,10 +73,11 @@ class PromptAblation(Callback):
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
         began = time.monotonic()
+        pl_module.to(trainer.strategy.root_device)  # from where Lightning has put it away after training
         run = cast(Probed, pl_module)
         heldout: HeldOut = cast(Any, trainer).datamodule.heldout(self.items)
         run.model.eval()
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
+        with torch.no_grad(), trainer.precision_plugin.forward_context(), averaged(trainer, pl_module):
             texts: dict[PromptMode, Tensor] = {
                 mode: text_of(mode, heldout, run.null_text, run.model, self.default_prompt) for mode in self.modes
             }

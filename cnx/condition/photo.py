@@ -38,13 +38,31 @@ WHOLE_BODY = (*COCO, *FEET, *FACE, *HANDS["left"], *HANDS["right"])
 _one_batch = Lock()
 
 
-def _together(look: Callable[[list[Pixels]], list[Found]], images: Sequence[Pixels]) -> list[Found]:
-    """What `look` makes of images of one size, for images of any sizes, in their order."""
+def _together(
+    look: Callable[[list[Pixels]], list[Found]], images: Sequence[Pixels], at_once: int | None = None
+) -> list[Found]:
+    """What `look` makes of images of one size, for images of any sizes, in their order.
+
+    As many as there are at once on a GPU, or half as many, and half of those, if its memory has no room for that; else
+    one by one, which takes a CPU no longer. `at_once` says otherwise.
+    """
+    at_once = at_once or (len(images) if torch.cuda.is_available() else 1)
     found: dict[int, Found] = {}
     for shape in dict.fromkeys(image.shape for image in images):
         rows = [row for row, image in enumerate(images) if image.shape == shape]
-        with _one_batch, torch.inference_mode():
-            found |= zip(rows, look([images[row] for row in rows]), strict=True)
+        while rows:
+            now = rows[:at_once]
+            try:
+                with _one_batch, torch.inference_mode():
+                    found |= zip(now, look([images[row] for row in now]), strict=True)
+                rows = rows[at_once:]
+                continue
+            except torch.OutOfMemoryError:
+                if len(now) == 1:
+                    raise
+                at_once = len(now) // 2
+            # Out here the exception no longer holds what was computed before it.
+            torch.cuda.empty_cache()
     return [found[row] for row in range(len(images))]
 
 
@@ -82,10 +100,12 @@ class DepthEstimator:
         settings = self.model.config
         in_metres = ("zoedepth", "depth_pro", "glpn", "prompt_depth_anything")
         self.metric = settings.model_type in in_metres or getattr(settings, "depth_estimation_type", "") == "metric"
+        # ZoeDepth of several kinds of scenes takes a batch for one kind.
+        self.at_once = 1 if len(getattr(settings, "bin_configurations", ())) > 1 else None
 
     def nearness(self, images: Sequence[Pixels]) -> list[Float[np.ndarray, "h w"]]:
         """Inverse depth, stretched so that the farthest is 0 and the nearest 1, as the released annotators do."""
-        return _together(self._look, images)
+        return _together(self._look, images, self.at_once)
 
     def _look(self, images: list[Pixels]) -> list[Float[np.ndarray, "h w"]]:
         inputs = self.processor(images=_pictures(images), return_tensors="pt")

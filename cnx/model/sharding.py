@@ -16,6 +16,8 @@ from cnx.model.controlled import Controlled
 def shard(model: Controlled, device: torch.device) -> None:
     """Divide the weights of UNet and branch among all processes, each block put together only while it computes.
 
+    Under autocast the half-precision copies that it makes for the backward pass stay whole until then, unless
+    activations are checkpointed.
     Gradients and the optimizer's state are divided with them (ZeRO stage 3, arXiv 1910.02054; torch's FSDP2, arXiv
     2304.11277). VAE and text encoder, which seldom work, stay whole. Before the optimizer is made, in every process;
     `device` is its own.

@@ -53,8 +53,11 @@ def is_sharded(cfg: DictConfig) -> bool:
         raise InputError(f"trainer=fsdp, phases: {reason}; take trainer=ddp, or model.unlock= from the start")
     if "ema" in cfg.callback:
         raise InputError("trainer=fsdp, average=ema: no average is kept of divided weights; take trainer=ddp")
-    if str(cfg.optimizer.get("_target_")).endswith("ZeroRedundancyOptimizer"):
-        raise InputError("trainer=fsdp, optimizer=zero: both divide the optimizer's state; take optimizer=adamw")
+    if (optimizer := cfg.optimizer.get("_target_")) not in ("torch.optim.AdamW", "torch.optim.Adam"):
+        raise InputError(
+            f"trainer=fsdp, optimizer._target_={optimizer}: of divided weights only the state of AdamW and Adam is"
+            " divided and saved; take optimizer=adamw"
+        )
     return True
 
 
@@ -110,7 +113,7 @@ def make_optimizer(cfg: DictConfig) -> Any:
     # Lightning cuts no gradients down that a fused optimizer could scale back itself, whether or not it has to.
     plain = {"fused": False} if cfg.trainer.get("gradient_clip_val") and cfg.optimizer.get("fused") else {}
     try:
-        return instantiate(cfg.optimizer, **plain)
+        return instantiate(cfg.optimizer, **plain, _convert_="all")  # a checkpoint's lists are to be plain ones
     except InstantiationException as error:
         package = str(cfg.optimizer.get("_target_")).partition(".")[0]
         chain: BaseException | None = error

@@ -79,6 +79,7 @@ def run(cfg: DictConfig) -> None:
     economise(cfg, model)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.set_device(device)
         base.to(device)  # Lightning would move it only after the images are encoded
     data.prepare(base)
     callbacks = {name: instantiate(callback) for name, callback in cfg.callback.items()}
@@ -137,7 +138,10 @@ def run(cfg: DictConfig) -> None:
         wiring = model.wiring()
         model = build(cfg, folder)[1]
         model.rewire(wiring)
-        model.load_state_dict(pieces)
+        left = model.load_state_dict(pieces, strict=False)
+        # What is put away is in no piece, and never trained.
+        assert not left.unexpected_keys
+        assert all(key.startswith(("base.vae.", "base.text_encoder.")) for key in left.missing_keys)
     with averaged(trainer, training):
         model.save(folder)
     verdicts = [callback for callback in callbacks.values() if isinstance(callback, EarlyVerdict)]

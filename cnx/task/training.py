@@ -187,10 +187,13 @@ class Training(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "wiring" in checkpoint:  # older checkpoints are of runs that trained the branch and changed nothing
-            # Before weights are loaded by name and the optimizer is made.
+            # Before weights are loaded by name and the optimizer is made; of a sharded model after that, which is why
+            # its phases change neither.
             self.model.rewire(checkpoint["wiring"])
             self._groups = checkpoint["parameter_groups"]
         self.micro_batch = checkpoint["clocks"]["micro_batch"]
         self.samples_seen = checkpoint["clocks"]["samples_seen"]
         self.earlier_seconds = checkpoint["wall_seconds"]
         self._losses = checkpoint["losses"]
+        # Lightning may call on_fit_start before this: under trainer=fsdp it does.
+        self._samples_before, self._last_row = self.samples_seen, (time.perf_counter(), self.samples_seen)

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from cnx.callback import Interrupt
+from cnx.callback import Interrupt, was_interrupted
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="os.kill ends the process on Windows")
 
@@ -70,6 +70,17 @@ def test_a_signal_stops_at_the_end_of_the_optimizer_step_under_way(
     assert (trainer.global_step, kill.ended) == (2, 6)
     assert capsys.readouterr().out.count(f"{signum.name}: stopping after this step") == 1
     assert before == {number: signal.getsignal(number) for number in before}
+
+
+def test_a_signal_during_the_last_step_s_probe_leaves_the_run_finished(tmp_path: Path) -> None:
+    class Late(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            if trainer.global_step == trainer.max_steps:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    interrupt = Interrupt()
+    trainer = fit(tmp_path, interrupt, Late())
+    assert trainer.global_step == 10 and not was_interrupted(trainer)
 
 
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from cnx.callback import Interrupt, Probe, PromptAblation
+from cnx.callback import EMA, Interrupt, Probe, PromptAblation
 from cnx.condition import Agreement, Condition
 from cnx.errors import InputError
 from cnx.metric import calibrate
@@ -85,3 +85,14 @@ def test_prompts_that_cannot_conflict_are_found_out_before_the_run() -> None:
     with pytest.raises(InputError, match="prompt_mode=conflicting"):
         ablation().check(["a bird", "a bird", "a bird", "a cat"])  # the fourth is none of the three that are drawn
     ablation("perfect").check(["a bird"])
+
+
+def test_what_is_measured_is_the_average_where_one_is_kept(fit: Fit, tmp_path: Path) -> None:
+    raw = {}
+    for name, average in (("plain", []), ("averaged", [EMA()])):
+        probe = Probe(Likeness(), DDIM(steps=2, guidance=2.0, chunk=2), items=3, every=9, gain_every=9)
+        fit(*average, probe, ablation("perfect"), name=name, max_steps=18)
+        saved = json.loads((tmp_path / name / "prompts.json").read_text())
+        raw[name] = probe.history[-1].raw
+        assert saved["prompt_modes"]["perfect"]["control_fidelity"]["raw"] == pytest.approx(raw[name], abs=1e-6)
+    assert abs(raw["plain"] - raw["averaged"]) > 4e-6

@@ -26,7 +26,7 @@ from transformers import (
 from cnx.base import Base
 from cnx.condition import Condition, Depth, Normal, Pose, Segmentation
 from cnx.condition.detector import class_detector, depth_detector, skeleton_detector
-from cnx.condition.photo import COCO, WHOLE_BODY, PoseEstimator
+from cnx.condition.photo import COCO, WHOLE_BODY, PoseEstimator, _together
 from cnx.errors import InputError
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
@@ -153,7 +153,9 @@ def test_only_people_have_poses(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [Depth, Normal, Segmentation, Pose])
-def test_photos_of_one_size_are_looked_at_together_and_seen_as_one_by_one(kind: type, tmp_path: Path) -> None:
+def test_photos_of_one_size_are_looked_at_together_and_seen_as_one_by_one(
+    kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     random = np.random.default_rng(1)
     photos = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((60, 80), (48, 48), (60, 80), (60, 80))]
     path = str(tmp_path)
@@ -171,11 +173,31 @@ def test_photos_of_one_size_are_looked_at_together_and_seen_as_one_by_one(kind: 
         sizes.append(len(given["pixel_values"]))
 
     counting = detector.model.register_forward_pre_hook(note, with_kwargs=True)  # type: ignore[attr-defined]
+    condition.annotate(photos)
+    assert sizes == [1, 1, 1, 1], "without a GPU"
+    sizes.clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # the model is loaded, on the CPU
     together = condition.annotate(photos)
     counting.remove()
     assert sizes == [3, 1]
     for one, other in zip(singly, together, strict=True):
         assert one.shape == other.shape and (np.abs(one.astype(int) - other) > 1).mean() < 1e-3
+
+
+def test_a_batch_that_does_not_fit_is_looked_at_in_parts() -> None:
+    photos = [np.full((4, 4, 3), value, np.uint8) for value in range(7)]
+    sizes: list[int] = []
+
+    def look(images: list[np.ndarray], room: int = 2) -> list[int]:
+        sizes.append(len(images))
+        if len(images) > room:
+            raise torch.OutOfMemoryError
+        return [int(image[0, 0, 0]) for image in images]
+
+    assert _together(look, photos, at_once=7) == list(range(7))
+    assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    with pytest.raises(torch.OutOfMemoryError):
+        _together(lambda images: look(images, room=0), photos, at_once=2)
 
 
 def test_another_number_of_points_is_refused(tmp_path: Path) -> None:

@@ -199,6 +199,8 @@ def _make_pairs(maker: PairMaker, photos: Sequence[Photo], workers: int) -> tupl
     missing = [photo for photo in photos if photo.path not in kept]
     chunks = [missing[start : start + CHUNK] for start in range(0, len(missing), CHUNK)]
 
+    if missing:
+        maker.condition.annotate([])  # a learned detector is loaded here once, and not by each thread
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the error, at twice the size, counts
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # the photos are the parallelism
