@@ -202,7 +202,7 @@ def _prompt_table(arms: Mapping[str, Sequence[Entry]]) -> Iterator[Table]:
 
 def _paired_table(arms: Mapping[str, Sequence[Entry]]) -> Iterator[Table]:
     (first, reference), *others = arms.items()
-    if not others:
+    if not others or len(_conditions(arms)) > 1:
         return
     rows = []
     for arm, entries in others:
@@ -215,6 +215,13 @@ def _paired_table(arms: Mapping[str, Sequence[Entry]]) -> Iterator[Table]:
     if all(row[-1] == "0" for row in rows):  # the runs have not saved single items
         heads, rows = heads[:-2], [row[:-2] for row in rows]
     yield Table(f"Fidelity minus that of {first}, by pairs: mean [95% interval]", heads, rows, words={"arm"})
+
+
+def _conditions(arms: Mapping[str, Sequence[Entry]]) -> list[str]:
+    """The conditions that fidelity is measured by."""
+    return sorted(
+        {str((entry.run.config.get("choices") or {}).get("condition")) for arm in arms.values() for entry in arm}
+    )
 
 
 def _missing_table(absent: Sequence[Entry]) -> Iterator[Table]:
@@ -266,7 +273,13 @@ def _notes(arms: Mapping[str, Sequence[Entry]]) -> Iterator[str]:
     if len(commits) > 1:
         yield f"Made by different commits of the code: {', '.join(commits)}."
     drawing = [run for run in runs if run.pictured()]
-    if drawing and not shared_items(drawing)[0]:
+    conditions = _conditions(arms)
+    if len(conditions) > 1:
+        yield (
+            f"Fidelity is measured by each run's own condition ({', '.join(conditions)}): where one has more than"
+            " another, it need not obey better."
+        )
+    if drawing and not shared_items(drawing, by="control" if len(conditions) == 1 else "target")[0]:
         yield "The runs share no held-out item: their fidelities are of different items."
     labels = [entry.label for entry in entries]
     twice = [label for label in dict.fromkeys(labels) if labels.count(label) > 1]

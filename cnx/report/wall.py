@@ -1,6 +1,7 @@
 """A picture wall: how one held-out item was drawn, run by run and step by step."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -46,7 +47,8 @@ def picture_wall(runs: Sequence[SavedRun], labels: Sequence[str], most_steps: in
     """One row a run: control maps | samples at growing optimizer steps | target. None if no run has pictures.
 
     Every row shows the first item that all runs draw; where there is none, each run's own first, and the title says so.
-    The columns are steps of the run with the most of them; a run shows what it drew there, and nothing if it did not.
+    The columns are the steps at which most runs drew, or if these are hardly any, those of the run with the most of
+    them; a run shows what it drew there, and nothing if it did not.
     """
     pairs = [(run, label) for run, label in zip(runs, labels, strict=True) if run.pictured()]
     if not pairs:
@@ -56,7 +58,11 @@ def picture_wall(runs: Sequence[SavedRun], labels: Sequence[str], most_steps: in
     if not shared[0]:  # another kind of control in each run, perhaps
         shared = shared_items(drawing, by="target")
     items = [places[0] if places else 0 for places in shared]
-    steps = spread(max((run.pictured() for run, _ in pairs), key=lambda found: (len(found), found[-1])), most_steps)
+    drawn = [run.pictured() for run in drawing]
+    steps = sorted(step for step in {*chain(*drawn)} if sum(step in own for own in drawn) > len(drawn) / 2)
+    if len(steps) < 3:
+        steps = max(drawn, key=lambda found: (len(found), found[-1]))
+    steps = spread(steps, most_steps)
 
     first = pairs[0][0].heldout
     assert first is not None

@@ -175,6 +175,25 @@ def test_runs_that_share_no_item_show_their_own_and_say_so(save_run: SaveRun, ou
     assert (out / "wall.png").is_file()
 
 
+def test_arms_of_several_conditions_are_not_set_against_each_other(save_run: SaveRun, out: Path) -> None:
+    runs = [
+        save_run(name, controls=controls, choices={"condition": name})
+        for name, controls in (("canny", (10, 20)), ("depth", (30, 40)))
+    ]
+    comparison = compare(runs, out)
+    assert not any(table.title.startswith("Fidelity minus") for table in comparison.tables)
+    assert any("own condition (canny, depth)" in note for note in comparison.notes)
+    assert not any("share no held-out item" in note for note in comparison.notes), "the same pictures"
+
+
+def test_the_columns_of_a_wall_are_steps_that_most_runs_drew(save_run: SaveRun) -> None:
+    runs = [
+        SavedRun(save_run(name, fidelity=[0.1 * i for i in range(n)])) for name, n in (("a", 4), ("b", 4), ("c", 9))
+    ]
+    few, many = picture_wall(runs, ["a", "b", "c"]), picture_wall(runs[2:], ["c"])
+    assert few is not None and many is not None and few.width < many.width
+
+
 def test_some_of_many_steps_are_shown_the_first_and_the_last_always() -> None:
     assert spread(range(0, 100, 10), 4) == [0, 30, 60, 90]
     assert spread([5], 4) == [5] and spread([], 4) == []
