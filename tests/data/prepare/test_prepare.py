@@ -222,14 +222,14 @@ def test_a_run_that_is_killed_anywhere_is_finished_by_the_next(photos: Path, tmp
         "prepare(*sys.argv[1:], Crop(64), Slow(), NoCaption(), {'condition': {'low': 100}}, {}, 16, 'jpg', 1)"
     )
     process = subprocess.Popen([sys.executable, "-c", program, photos, out], cwd=Path(__file__).parents[3])
-    until = time.monotonic() + 60
-    while not (out / ".prepare" / "pairs.jsonl").exists() and time.monotonic() < until:
+    noted, until = out / ".prepare" / "pairs.jsonl", time.monotonic() + 60
+    while not (noted.exists() and noted.stat().st_size) and time.monotonic() < until:
         assert process.poll() is None
     process.kill()
     process.wait()
     assert not (out / "prompt.json").exists()
     (out / "source" / ".half.png.1-1.tmp").write_bytes(b"half")
-    with (out / ".prepare" / "pairs.jsonl").open("a") as journal:
+    with noted.open("a") as journal:
         journal.write('{"path": "a/b/')
     found = run(photos, out)
     assert 0 < found.made < 48 and content(out) == content(tmp_path / "whole")
