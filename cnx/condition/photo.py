@@ -4,6 +4,7 @@ Photos of one size are looked at together, as a GPU wants it.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from cnx.base.base import find_folder
+from cnx.base.chunks import each_chunk
 from cnx.condition.condition import Pixels
 from cnx.condition.detector import CLASS_MODEL, DEPTH_MODEL, NORMAL_MODEL, SKELETON_MODEL
 from cnx.condition.geometry import Joints
@@ -48,21 +50,15 @@ def _together(
     """
     at_once = at_once or (len(images) if torch.cuda.is_available() else 1)
     found: dict[int, Found] = {}
+
+    def look_at(rows: list[int]) -> list[Found]:
+        with _one_batch, torch.inference_mode():
+            return look([images[row] for row in rows])
+
     for shape in dict.fromkeys(image.shape for image in images):
         rows = [row for row, image in enumerate(images) if image.shape == shape]
-        while rows:
-            now = rows[:at_once]
-            try:
-                with _one_batch, torch.inference_mode():
-                    found |= zip(now, look([images[row] for row in now]), strict=True)
-                rows = rows[at_once:]
-                continue
-            except torch.OutOfMemoryError:
-                if len(now) == 1:
-                    raise
-                at_once = len(now) // 2
-            # Out here the exception no longer holds what was computed before it.
-            torch.cuda.empty_cache()
+        parts, at_once = each_chunk(lambda chunk, rows=rows: look_at(rows[chunk]), len(rows), at_once)
+        found |= zip(rows, chain(*parts), strict=True)
     return [found[row] for row in range(len(images))]
 
 
