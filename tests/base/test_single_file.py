@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from cnx.base import Base, clip_tokenizer, original_weights, write_weights
 from cnx.errors import InputError
@@ -103,6 +103,28 @@ def test_the_tokenizer_numbers_tokens_as_openclip_does() -> None:
         ours = tokenizer(PROMPTS, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
         after_end = (wanted == 49407).cumsum(1).cumsum(1) > 1
         assert torch.equal(ours["input_ids"], wanted.masked_fill(after_end, number))
+
+
+@pytest.mark.parametrize("version", ["sd21"], indirect=True, scope="session")
+def test_the_text_encoder_gives_what_openclip_s_own_tower_gives(
+    weights: dict[str, Tensor], architecture: DictConfig, scatter: Callable[[nn.Module], None], tmp_path: Path
+) -> None:
+    shape = architecture.text_encoder
+    width = shape.hidden_size
+    text = {"width": width, "heads": shape.num_attention_heads, "layers": shape.num_hidden_layers + 1}
+    text["mlp_ratio"] = shape.intermediate_size / width
+    picture = {"image_size": 8, "patch_size": 8, "width": 8, "head_width": 8, "layers": 1}
+    theirs: Any = open_clip.CLIP(width, open_clip.CLIPVisionCfg(**picture), open_clip.CLIPTextCfg(**text))
+    scatter(theirs.eval())
+    # Stable Diffusion 2 takes the last layer but one, normed (its FrozenOpenCLIPEmbedder).
+    with torch.no_grad():
+        x = theirs.token_embedding(open_clip.tokenize(PROMPTS)) + theirs.positional_embedding
+        for block in theirs.transformer.resblocks[:-1]:
+            x = block(x, attn_mask=theirs.attn_mask)
+        x = theirs.ln_final(x)
+    tower = {f"cond_stage_model.model.{n}": t for n, t in theirs.state_dict().items() if not n.startswith("visual.")}
+    write_weights({**weights, **tower}, tmp_path / "base.safetensors", {})
+    torch.testing.assert_close(Base.load(str(tmp_path / "base.safetensors"), architecture).encode_text(PROMPTS), x)
 
 
 class Callbacks:

@@ -18,6 +18,7 @@ SD15_SCHEDULE = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "clip_sample": False,
+    "set_alpha_to_one": False,
     "steps_offset": 1,
 }
 

@@ -1,3 +1,4 @@
+from functools import partial
 from typing import Any
 
 import pytest
@@ -34,6 +35,31 @@ def test_the_same_latents_as_diffusers_own_pipeline(
     )
     ours = sampler(steps=5, guidance=guidance)(model, **inputs, strength=strength)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_latents_that_the_papers_and_the_original_s_steps_give(
+    model: Any, inputs: dict[str, Tensor], prediction_type: str
+) -> None:
+    model.base.scheduler = DDPMScheduler.from_config(model.base.scheduler.config, prediction_type=prediction_type)
+    # Steps 1, 51, ..., 951 of 1,000, as the original's sampler counts them, on from where its schedule begins.
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    kept = (1 - betas).cumprod(0).float()
+    x = inputs["noise"]
+    with torch.no_grad():
+        for t in range(951, 0, -50):
+            signal, before = kept[t], kept[max(t - 50, 0)]
+            half = partial(model, x, torch.full((3,), t), control=inputs["control"])
+            guided, free = half(text=inputs["text"]), half(text=inputs["null_text"].expand(3, -1, -1))
+            predicted = free + 9 * (guided - free)
+            if prediction_type == "epsilon":
+                noise, clean = predicted, (x - (1 - signal).sqrt() * predicted) / signal.sqrt()
+            else:  # v (T. Salimans and J. Ho, Progressive distillation, appendix D)
+                noise = signal.sqrt() * predicted + (1 - signal).sqrt() * x
+                clean = signal.sqrt() * x - (1 - signal).sqrt() * predicted
+            x = before.sqrt() * clean + (1 - before).sqrt() * noise  # DDIM, equation 12, with no noise added
+    ours = DDIM(steps=20, guidance=9.0)(model, **inputs)
+    torch.testing.assert_close(ours, x, atol=1e-4, rtol=1e-4)
 
 
 def test_control_text_guidance_strength_and_sampler_all_matter(model: Any, inputs: dict[str, Tensor]) -> None:
