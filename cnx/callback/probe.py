@@ -4,72 +4,30 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import rich
 import torch
-from jaxtyping import Float, Int, UInt8
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
 
-from cnx.base import in_chunks
+from cnx.callback.bench import Bench, Probed, Score
 from cnx.callback.ema import averaged
 from cnx.callback.interrupt import was_interrupted
 from cnx.callback.spacing import Cost, Spacing
 from cnx.callback.wandb import Wandb
-from cnx.condition import Agreement, Condition
-from cnx.data.module import Batch, HeldOut, to_uint8
+from cnx.condition import Condition
+from cnx.data.module import HeldOut
 from cnx.errors import InputError
 from cnx.metric import Convergence, calibrate, find_convergence, is_degenerate
-from cnx.model import Controlled
 from cnx.model.sharding import put_together
 from cnx.report import sample_grid, save_image
 from cnx.sampler import DDIM
-
-
-class Probed(Protocol):
-    """What the probe asks of the LightningModule that it watches."""
-
-    model: Controlled
-    objective: Callable[..., Float[Tensor, " b"]]  # (model, batch, eps, t, strength=1.0)
-    null_text: Float[Tensor, "1 n d"]
-
-    def clocks(self) -> dict[str, int]:
-        """optimizer_step, micro_batch, samples_seen."""
-        ...
-
-
-@dataclass(frozen=True)
-class Score:
-    """How well samples agree with their maps (`cnx.condition.Agreement`), averaged over the items.
-
-    `raw` is the condition's fidelity, in [0, 1]; `published` the number of the literature, by its `measure`. Where
-    there are several conditions, `parts` has both of each, by its name.
-    """
-
-    raw: float
-    published: float
-    items: tuple[float, ...] = ()  # the raw one of each item, for paired comparisons between runs
-    parts: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, agreements: Sequence[Agreement]) -> "Score":
-        means = _means(agreements)
-        parts = {name: _means([one.parts[name] for one in agreements]) for name in agreements[0].parts}
-        return cls(**means, items=tuple(one.fidelity for one in agreements), parts=parts)
-
-
-def _means(agreements: Sequence[Agreement]) -> dict[str, float]:
-    return {
-        "raw": float(np.mean([one.fidelity for one in agreements])),
-        "published": float(np.mean([one.published for one in agreements])),
-    }
 
 
 @dataclass(frozen=True)
@@ -96,21 +54,6 @@ class GainRecord:
 
     step: int
     gain: float
-
-
-@dataclass(frozen=True)
-class _Fixed:
-    """What stays the same from the first probe to the last."""
-
-    heldout: HeldOut
-    control: UInt8[np.ndarray, "n H W m"]
-    target: UInt8[np.ndarray, "n H W 3"]
-    reconstruction: UInt8[np.ndarray, "n H W 3"]
-    noise: Float[Tensor, "n 4 h w"]
-    batch: Batch
-    eps: Float[Tensor, "n 4 h w"]
-    t: Int[Tensor, " n"]
-    loss_without: float
 
 
 class Probe(Callback):
@@ -185,7 +128,7 @@ class Probe(Callback):
         self.floor: Score | None = None
         self.ceiling: Score | None = None
         self.seconds = 0.0
-        self._fixed: _Fixed | None = None
+        self._bench: Bench | None = None
         self._seen_step = -1
         self.share = 0.0
         self._began = time.monotonic()
@@ -368,52 +311,30 @@ class Probe(Callback):
             self._took[what] = self._took[what] or took
 
     def _prepare(self, trainer: Trainer, run: Probed) -> None:
-        device = run.model.base.device
         heldout: HeldOut = cast(Any, trainer).datamodule.heldout(self.items)
-        latents, text, control = heldout.latents.to(device), heldout.text.to(device), heldout.control.to(device)
-        # On the CPU: the same noise on every machine.
-        generator = torch.Generator().manual_seed(self.seed)
-        noise = torch.randn(latents.shape, generator=generator)
-        eps = torch.randn(latents.shape, generator=generator)
-        # Stratified: every part of the schedule has its share, which random draws of a few would not give.
-        n = len(latents)
-        strata = (torch.arange(n) + 0.5) / n * run.model.base.scheduler.config["num_train_timesteps"]
-        t = strata.long()[torch.randperm(n, generator=generator)].to(device)
-        batch = Batch(latents=latents, text=text, control=control, index=torch.as_tensor(heldout.index, device=device))
-        self._fixed = _Fixed(
-            heldout=heldout,
-            control=to_uint8(control),
-            target=to_uint8(heldout.target),
-            reconstruction=self._decode(run, latents),
-            noise=noise.to(device),
-            batch=batch,
-            eps=eps.to(device),
-            t=t,
-            loss_without=self._loss(run, batch, eps.to(device), t, strength=0.0),
-        )
+        self._bench = bench = Bench(run, heldout, self.condition, self.sampler, self.seed)
         file = self._folder(trainer) / "heldout.npz"
         if self.floor is None or self.ceiling is None or not file.exists():
-            floor = self._draw(run, strength=0.0)
-            self.floor = self._score(floor)
-            self.ceiling = self._score(self._fixed.reconstruction)
+            floor = bench.draw(run, strength=0.0)
+            self.floor, self.ceiling = bench.score(floor), bench.score(bench.reconstruction)
             save_arrays(
                 file,
-                control=self._fixed.control,
-                target=self._fixed.target,
-                reconstruction=self._fixed.reconstruction,
+                control=bench.control,
+                target=bench.target,
+                reconstruction=bench.reconstruction,
                 floor=floor,
                 prompts=np.array(heldout.prompts, dtype=np.str_),
                 index=np.array(heldout.index),
             )
 
     def _probe(self, trainer: Trainer, run: Probed) -> None:
-        fixed, floor, ceiling = self._fixed, self.floor, self.ceiling
-        assert fixed is not None and floor is not None and ceiling is not None
+        bench, floor, ceiling = self._bench, self.floor, self.ceiling
+        assert bench is not None and floor is not None and ceiling is not None
         step = trainer.global_step
         if run.model.base_trained:
-            self.floor = floor = self._score(self._draw(run, strength=0.0))
-        samples = self._draw(run)
-        score = self._score(samples)
+            self.floor = floor = bench.score(bench.draw(run, strength=0.0))
+        samples = bench.draw(run)
+        score = bench.score(samples)
         calibrated = calibrate(score.raw, floor.raw, ceiling.raw)
         converged_before = self.convergence().step
         parts = {
@@ -433,11 +354,11 @@ class Probe(Callback):
             line += f", control gain {gain:z.3f}"
         rows = slice(self.grid_rows)
         grid = sample_grid(
-            fixed.control[rows],
-            fixed.target[rows],
-            fixed.reconstruction[rows],
+            bench.control[rows],
+            bench.target[rows],
+            bench.reconstruction[rows],
             samples[rows],
-            fixed.heldout.prompts[rows],
+            bench.heldout.prompts[rows],
             title=f"step {step:,}: calibrated control fidelity {calibrated:z.2f}",
         )
         save_arrays(folder / f"step_{step:06d}.npz", samples=samples)
@@ -448,50 +369,23 @@ class Probe(Callback):
         _log(trainer, run, {f"control/{name}": value for name, value in row.items()})
         for logger in trainer.loggers:
             if isinstance(logger, Wandb):
-                heldout = fixed.heldout
+                heldout = bench.heldout
                 logger.log_samples(
-                    run.clocks(), grid, line, heldout.index, heldout.prompts, fixed.control, samples, score.items
+                    run.clocks(), grid, line, heldout.index, heldout.prompts, bench.control, samples, score.items
                 )
                 if converged_before is None and (converged := self.convergence().step) is not None:
                     logger.announce(converged, line)
         rich.get_console().print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _measure_gain(self, trainer: Trainer, run: Probed) -> None:
-        fixed = self._fixed
-        assert fixed is not None
-        without = fixed.loss_without
+        bench = self._bench
+        assert bench is not None
+        without = bench.loss_without
         if run.model.base_trained:
-            without = self._loss(run, fixed.batch, fixed.eps, fixed.t, strength=0.0)
-        gain = 1 - self._loss(run, fixed.batch, fixed.eps, fixed.t) / without
+            without = bench.loss(run, strength=0.0)
+        gain = 1 - bench.loss(run) / without
         self.gains.append(GainRecord(trainer.global_step, gain))
         _log(trainer, run, {"control/gain": gain})
-
-    def _loss(
-        self, run: Probed, batch: Batch, eps: Float[Tensor, "n 4 h w"], t: Int[Tensor, " n"], strength: float = 1.0
-    ) -> float:
-        def losses(i: slice) -> Tensor:
-            return run.objective(run.model, Batch(*(x[i] for x in batch)), eps[i], t[i], strength)
-
-        each, self.sampler.chunk = in_chunks(losses, len(t), self.sampler.chunk)
-        return float(each.double().mean())
-
-    def _draw(self, run: Probed, strength: float = 1.0) -> UInt8[np.ndarray, "n H W 3"]:
-        fixed = self._fixed
-        assert fixed is not None
-        null_text = run.null_text.to(fixed.batch.text)
-        latents = self.sampler(run.model, fixed.batch.text, null_text, fixed.batch.control, fixed.noise, strength)
-        return self._decode(run, latents)
-
-    def _decode(self, run: Probed, latents: Float[Tensor, "n 4 h w"]) -> UInt8[np.ndarray, "n H W 3"]:
-        return np.concatenate(
-            [to_uint8(run.model.base.decode_latents(part)) for part in latents.split(self.sampler.chunk)]
-        )
-
-    def _score(self, images: UInt8[np.ndarray, "n H W 3"]) -> Score:
-        fixed = self._fixed
-        assert fixed is not None
-        pairs = zip(images, fixed.control, strict=True)
-        return Score.of([self.condition.judge(drawn, wanted) for drawn, wanted in pairs])
 
     def _folder(self, trainer: Trainer) -> Path:
         folder = Path(trainer.default_root_dir) / "samples"

@@ -11,9 +11,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from cnx.callback.bench import Probed
 from cnx.callback.ema import averaged
 from cnx.callback.interrupt import was_interrupted
-from cnx.callback.probe import Probed, replace_file, save_arrays
+from cnx.callback.probe import replace_file, save_arrays
 from cnx.condition import Condition
 from cnx.data.module import HeldOut, to_uint8
 from cnx.data.prompts import PROMPT_MODES, PromptMode, prompts_of, read_prompt_modes

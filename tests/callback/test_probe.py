@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from cnx.callback import Interrupt, MetricsCSV, Probe, ProbeRecord
-from cnx.callback.probe import Score
+from cnx.callback.bench import Score
 from cnx.condition import Agreement
 from cnx.data.module import Batch
 from cnx.errors import InputError
@@ -137,7 +137,7 @@ def test_control_gain_is_zero_at_first_and_then_what_the_losses_say(fit: Fit) ->
     watched = probe(items=3)
     toy, trainer = fit(watched, max_steps=3)
     assert watched.gains[0].gain == pytest.approx(0, abs=1e-6)
-    fixed = watched._fixed
+    fixed = watched._bench
     assert fixed is not None
     toy.model.eval()
     with torch.no_grad():
