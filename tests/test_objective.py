@@ -114,6 +114,12 @@ def test_min_snr_is_the_loss_of_x_0_weighted_by_the_snr_up_to_gamma(
     torch.testing.assert_close(MinSNR(gamma=1e9)(model, batch, eps, T)[1:], _unweighted(plain, prediction_type)[1:])
 
 
+@pytest.mark.parametrize("gamma", [0, -1.0, float("nan")])
+def test_a_gamma_that_would_unlearn_is_refused(gamma: float) -> None:
+    with pytest.raises(InputError, match=f"objective.gamma={gamma}: must be above 0"):
+        MinSNR(gamma=gamma)
+
+
 def _unweighted(plain: Tensor, prediction_type: str) -> Tensor:
     """What is left of min-SNR without a bound: the loss of x_0 times its SNR."""
     alpha_bar = torch.from_numpy(ALPHA_BAR).float()[T]

@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cnx.data.module import Batch
+from cnx.errors import InputError
 from cnx.model import Controlled
 from cnx.objective.denoise import Denoise
 
@@ -19,10 +20,17 @@ class MinSNR(Denoise):
     weighted loss then.
 
     Attributes:
-        gamma: γ; the paper's is 5.
+        gamma: γ, above 0; the paper's is 5.
+
+    Raises:
+        InputError: a γ under which nothing would be learnt.
     """
 
     gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not self.gamma > 0:
+            raise InputError(f"objective.gamma={self.gamma}: must be above 0; the paper's is 5")
 
     def __call__(
         self,

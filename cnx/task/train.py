@@ -69,8 +69,10 @@ def run(cfg: DictConfig) -> None:
     processes, device = find_devices(cfg)
     accumulated = count_micro_batches(cfg, processes)
     sharded = is_sharded(cfg)
+    # That they can be had is found out before anything is written.
     for make in (make_optimizer, make_schedule):
-        make(cfg)  # that they can be had is found out before anything is written
+        make(cfg)
+    instantiate(cfg.objective)
     seed_everything(cfg.seed, verbose=False)
 
     data: ControlData = instantiate(cfg.data)

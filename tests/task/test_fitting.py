@@ -83,6 +83,7 @@ def test_what_cannot_be_together_is_said_in_a_line() -> None:
             "memory.half_locked=true, trainer.precision=32-true",
         ),
         (["optimizer._target_=nowhere.Adam"], "pip install nowhere"),
+        (["objective=min_snr", "objective.gamma=-1"], "objective.gamma=-1: must be above 0"),
         (["warmup_steps=-1"], "warmup_steps=-1"),
         (["batch_size=9"], "batch_size=9"),
     ):
