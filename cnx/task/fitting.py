@@ -64,9 +64,14 @@ def is_sharded(cfg: DictConfig) -> bool:
 def count_micro_batches(cfg: DictConfig, processes: int) -> int:
     """Micro-batches of each process in an optimizer step: as given, or as many as `cfg.batch_size` takes.
 
-    Raises InputError if `cfg.batch_size` is no whole number of micro-batches of all processes, or both are given.
+    Raises InputError if one of them is no number of pairs or micro-batches, if `cfg.batch_size` is no whole number of
+    micro-batches of all processes, or if both are given.
     """
     given, batch, micro = cfg.trainer.accumulate_grad_batches, cfg.batch_size, cfg.data.batch_size
+    counts = {"batch_size": batch, "micro_batch": micro, "trainer.accumulate_grad_batches": given}
+    for key, count in counts.items():
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+            raise InputError(f"{key}={count}: must be a whole number of at least 1")
     if batch is None:
         return given
     if given != 1:
@@ -74,9 +79,9 @@ def count_micro_batches(cfg: DictConfig, processes: int) -> int:
             f"batch_size={batch}, trainer.accumulate_grad_batches={given}: the second follows from the first; give one"
         )
     together = micro * processes
-    if batch < 1 or batch % together:
+    if batch % together:
         fitting = [n for n in range(1, micro + 1) if batch % (n * processes) == 0]
-        remedy = f"give micro_batch={fitting[-1]}" if batch > 0 and fitting else "give a multiple of that"
+        remedy = f"give micro_batch={fitting[-1]}" if fitting else "give a multiple of that"
         on = f" on each of {processes} devices" if processes > 1 else ""
         raise InputError(f"batch_size={batch}: no whole number of micro-batches of {micro} pairs{on}; {remedy}")
     return batch // together

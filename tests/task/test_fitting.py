@@ -45,7 +45,11 @@ def test_the_accumulation_follows_from_the_batch() -> None:
         (("batch_size=100",), 1, "batch_size=100: no whole number of micro-batches of 8 pairs; give micro_batch=5"),
         (("batch_size=12",), 4, "of 8 pairs on each of 4 devices; give micro_batch=3"),
         (("batch_size=3",), 2, "give a multiple of that"),
-        (("batch_size=0",), 1, "batch_size=0"),
+        (("batch_size=0",), 1, "batch_size=0: must be a whole number of at least 1"),
+        (("batch_size=eight",), 1, "batch_size=eight: must be a whole number"),
+        (("batch_size=[8]",), 1, "batch_size=[8]: must be a whole number"),
+        (("batch_size=8", "micro_batch=0"), 1, "micro_batch=0: must be a whole number"),
+        (("trainer.accumulate_grad_batches=0",), 1, "trainer.accumulate_grad_batches=0: must be a whole number"),
         (("batch_size=16", "trainer.accumulate_grad_batches=2"), 1, "the second follows from the first"),
     ):
         with pytest.raises(InputError) as error:
