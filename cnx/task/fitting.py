@@ -1,5 +1,8 @@
 """A run made to fit the machine: its devices, its batch, its memory."""
 
+import inspect
+import re
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +11,7 @@ from hydra.utils import get_class, instantiate
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import ModelParallelStrategy
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cnx.errors import InputError
 from cnx.model import Controlled
@@ -113,21 +116,49 @@ def economise(cfg: DictConfig, model: Controlled) -> None:
 def make_optimizer(cfg: DictConfig) -> Any:
     """What makes an optimizer of parameters, as `cfg.optimizer` says.
 
-    Raises InputError if it comes from a package that is not installed.
+    Raises InputError if there is none of that name, if it comes from a package that is not installed, or does not take
+    the keys that it is given; MissingMandatoryValue if a key that it needs is not given.
     """
+    # A partial would go without what is missing, and the optimizer take its own default.
+    OmegaConf.to_container(cfg.optimizer, throw_on_missing=True)
+    target = str(cfg.optimizer.get("_target_"))
+    if target.endswith(".ZeroRedundancyOptimizer") and cfg.trainer.get("strategy") in (None, "auto"):
+        raise InputError("optimizer=zero: its state is divided among the processes of trainer=ddp; give that too")
     # Lightning cuts no gradients down that a fused optimizer could scale back itself, whether or not it has to.
     plain = {"fused": False} if cfg.trainer.get("gradient_clip_val") and cfg.optimizer.get("fused") else {}
     try:
-        return instantiate(cfg.optimizer, **plain, _convert_="all")  # a checkpoint's lists are to be plain ones
+        make = instantiate(cfg.optimizer, **plain, _convert_="all")  # a checkpoint's lists are to be plain ones
     except InstantiationException as error:
-        package = str(cfg.optimizer.get("_target_")).partition(".")[0]
-        chain: BaseException | None = error
-        while chain is not None and not (isinstance(chain, ModuleNotFoundError) and chain.name == package):
-            chain = chain.__cause__ or chain.__context__
-        if chain is None:
-            raise
-        install = "'cnx[adam8bit]'" if package == "bitsandbytes" else package
-        raise InputError(
-            f"optimizer._target_={cfg.optimizer._target_}: is not installed; pip install {install}, or take"
-            " optimizer=adamw"
-        ) from error
+        raise InputError(f"optimizer._target_={target}: {_why_not_here(target, error)}") from error
+    try:
+        _try_out(make)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        if unknown := re.search(r"unexpected keyword argument '(\w+)'", reason):
+            key = f"optimizer.{unknown[1]}"
+            line = f"{key}={cfg.optimizer.get(unknown[1])}: {target} takes no such key; ~{key} leaves it out"
+        else:
+            line = f"optimizer: {target} refuses its keys ({reason}); mend optimizer.<key>"
+        raise InputError(line) from error
+    return make
+
+
+def _why_not_here(target: str, error: BaseException) -> str:
+    """Why Hydra found no `target`, and the remedy; `error` is what it raised."""
+    package = target.partition(".")[0]
+    chain: BaseException | None = error
+    while chain is not None and not (isinstance(chain, ModuleNotFoundError) and chain.name == package):
+        chain = chain.__cause__ or chain.__context__
+    if chain is None:
+        return "there is no such optimizer; give one of torch.optim's, or take optimizer=adamw"
+    install = "'cnx[adam8bit]'" if package == "bitsandbytes" else package
+    return f"is not installed; pip install {install}, or take optimizer=adamw"
+
+
+def _try_out(make: partial[Any]) -> None:
+    """Make an optimizer of a single weight; raises whatever it has against its keys."""
+    if kind := make.keywords.get("optimizer_class"):
+        # That of optimizer=zero, which itself cannot be made before the processes know each other.
+        own = inspect.signature(make.func).parameters
+        make = partial(kind, **{key: value for key, value in make.keywords.items() if key not in own})
+    make([torch.nn.Parameter(torch.zeros(1))])

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 from safetensors.torch import load_file
 
-from cnx.errors import InputError
+from cnx.errors import InputError, line_for_user
 from cnx.task.fitting import count_micro_batches, find_devices, make_optimizer
 from small_runs import REPOSITORY, composed, launch
 
@@ -88,6 +89,7 @@ def test_what_cannot_be_together_is_said_in_a_line() -> None:
         ),
         (["optimizer._target_=nowhere.Adam"], "pip install nowhere"),
         (["objective=min_snr", "objective.gamma=-1"], "objective.gamma=-1: must be above 0"),
+        (["optimizer=zero"], "optimizer=zero: its state is divided among the processes of trainer=ddp"),
         (["warmup_steps=-1"], "warmup_steps=-1"),
         (["batch_size=9"], "batch_size=9"),
     ):
@@ -106,6 +108,38 @@ def test_every_optimizer_takes_the_model_s_groups_and_steps(name: str) -> None:
     (first.square().sum() + second.square().sum()).backward()
     optimizer.step()
     assert (first < 1).all()
+
+
+@pytest.mark.parametrize(
+    "overrides, line",
+    [
+        (["optimizer=sgd"], "optimizer.lr must be given: optimizer.lr=..."),
+        (
+            ["optimizer._target_=torch.optim.NAdam"],
+            "optimizer.fused=True: torch.optim.NAdam takes no such key; ~optimizer.fused leaves it out",
+        ),
+        (
+            ["+optimizer.betta=3"],
+            "optimizer.betta=3: torch.optim.AdamW takes no such key; ~optimizer.betta leaves it out",
+        ),
+        (["optimizer=zero", "trainer=ddp", "+optimizer.betta=3"], "optimizer.betta=3: "),
+        (["optimizer._target_=torch.optim.Foo"], "optimizer._target_=torch.optim.Foo: there is no such optimizer; "),
+        (["optimizer.lr=-1"], "optimizer: torch.optim.AdamW refuses its keys (Invalid learning rate: -1); "),
+    ],
+)
+def test_an_optimizer_is_not_made_by_keys_that_it_does_not_take(overrides: list[str], line: str) -> None:
+    with pytest.raises((InputError, MissingMandatoryValue)) as error:
+        make_optimizer(composed(*overrides))
+    said = line_for_user(error.value)
+    assert said is not None and said.startswith(line) and "\n" not in said
+
+
+def test_any_optimizer_of_torch_is_one_with_the_keys_that_it_takes() -> None:
+    cfg = composed("optimizer._target_=torch.optim.NAdam", "~optimizer.fused", "+optimizer.momentum_decay=0.01")
+    optimizer = make_optimizer(cfg)([torch.nn.Parameter(torch.ones(2))])
+    assert isinstance(optimizer, torch.optim.NAdam) and optimizer.defaults["momentum_decay"] == 0.01
+    zero = make_optimizer(composed("optimizer=zero", "trainer=ddp", "+optimizer.parameters_as_bucket_view=true"))
+    assert zero.keywords["optimizer_class"] is torch.optim.AdamW
 
 
 def test_a_run_by_a_recipe_on_the_tiny_base_equals_its_other_half(capsys: pytest.CaptureFixture[str]) -> None:
