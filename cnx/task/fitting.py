@@ -24,8 +24,14 @@ def find_devices(cfg: DictConfig) -> tuple[int, torch.device]:
 
     Raises InputError if this machine or what is installed on it cannot do that.
     """
+    trainer = _bare_trainer(cfg)
+    return trainer.world_size, trainer.strategy.root_device
+
+
+def _bare_trainer(cfg: DictConfig) -> Trainer:
+    """What `cfg.trainer` comes to on this machine; InputError as in `find_devices`."""
     try:
-        trainer: Trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False)
+        return instantiate(cfg.trainer, logger=False, enable_checkpointing=False)
     except InstantiationException as error:
         cause = error.__cause__
         if not isinstance(cause, MisconfigurationException | ImportError | ValueError | RuntimeError):
@@ -39,7 +45,6 @@ def find_devices(cfg: DictConfig) -> tuple[int, torch.device]:
         raise InputError(
             f"{asked}: cannot be had here ({reason}); trainer.accelerator=cpu tries a recipe without its device"
         ) from error
-    return trainer.world_size, trainer.strategy.root_device
 
 
 def is_sharded(cfg: DictConfig) -> bool:
@@ -97,12 +102,14 @@ def economise(cfg: DictConfig, model: Controlled) -> None:
     """
     memory = cfg.memory
     if memory.half_locked:
-        if cfg.trainer.precision not in HALVES:
+        # Lightning's own word for it: on a CPU its 16-mixed is bf16-mixed.
+        half = HALVES.get(_bare_trainer(cfg).precision)
+        if half is None:
             raise InputError(
                 f"memory.half_locked=true, trainer.precision={cfg.trainer.precision}: only under one of"
                 f" {', '.join(HALVES)} can what is locked be in half precision"
             )
-        model.halve_locked(HALVES[cfg.trainer.precision])
+        model.halve_locked(half)
     if memory.gradient_checkpointing:
         model.checkpoint_activations()
     data = cfg.data

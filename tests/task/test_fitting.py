@@ -142,6 +142,16 @@ def test_any_optimizer_of_torch_is_one_with_the_keys_that_it_takes() -> None:
     assert zero.keywords["optimizer_class"] is torch.optim.AdamW
 
 
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_what_is_locked_is_in_the_half_precision_that_the_trainer_computes_in(precision: str) -> None:
+    """On a CPU that is bfloat16 in any case: Lightning has no float16 there."""
+    folder = launch(
+        "trainer=gpu_16gb", "trainer.accelerator=cpu", "trainer.benchmark=null", f"trainer.precision={precision}",
+        "batch_size=2", "micro_batch=2", "trainer.max_steps=1", "~callback.probe", *SMALL[:4],
+    )  # fmt: skip
+    assert json.loads((folder / "summary.json").read_text())["optimizer_steps"] == 1
+
+
 def test_a_run_by_a_recipe_on_the_tiny_base_equals_its_other_half(capsys: pytest.CaptureFixture[str]) -> None:
     """The smallest recipe, by halves: 2 × 2 pairs, everything away, averaged and warmed up; stopped and gone on."""
     arguments = [
