@@ -378,6 +378,7 @@ class ControlData(LightningDataModule):
             shards=None if self.items.shards is None else self.items.shards[self._train],
             buffer=self.shuffle_buffer,
             buckets=None if self.buckets is None else self._bucket[self._train],
+            accumulate=1 if trainer is None else trainer.accumulate_grad_batches,
         )
         return Resumable(
             pairs,

@@ -30,9 +30,13 @@ class SeededBatches(Sampler[list[Draw]]):
     With `buckets`, each batch is of one bucket, the batches of an epoch come in an order drawn from (seed, e), and all
     ranks have the same bucket at the same time. The last batch of a bucket may be smaller.
 
-    Each pass yields len(self) batches, one epoch's worth, beginning at micro-batch number `done()`. Asking at the
-    beginning of each pass how far training is, instead of counting passes, makes resuming in the middle of an epoch
-    the same as not having stopped: Lightning takes what is left of the epoch and begins a new pass for the next one.
+    With `accumulate` above 1 every optimizer step is made of as many items. A batch that would be smaller is filled up
+    with the first items of its epoch, or of its bucket, which come twice then. A pass goes on into the next epoch until
+    its last step is whole, since Lightning makes a step of whatever is left at the end of a pass.
+
+    Each pass yields len(self) batches, an epoch's worth, beginning at micro-batch number `done()`. Asking at the
+    beginning of each pass how far training is, instead of counting passes, makes resuming in the middle of a pass
+    the same as not having stopped: Lightning takes what is left of the pass and begins a new one after it.
     Nothing depends on how often Lightning begins a pass, or on how far ahead worker processes have read.
 
     Args:
@@ -44,6 +48,7 @@ class SeededBatches(Sampler[list[Draw]]):
         shards: the shard that each item lies in, or None for items that lie by themselves.
         buffer: items among which those of shards are shuffled.
         buckets: the bucket that each item belongs to, or None if all are of one size.
+        accumulate: micro-batches in an optimizer step.
     """
 
     def __init__(
@@ -57,21 +62,25 @@ class SeededBatches(Sampler[list[Draw]]):
         shards: Int[np.ndarray, " n"] | None = None,
         buffer: int = 1,
         buckets: Int[np.ndarray, " n"] | None = None,
+        accumulate: int = 1,
     ) -> None:
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.rank, self.world, self.done = rank, world, done
         self.shards, self.buffer, self.buckets = shards, buffer, buckets
+        self.accumulate = accumulate
+        # What a rank's part is a multiple of.
+        self._unit = 1 if accumulate == 1 else batch_size
         sizes = [count] if buckets is None else np.bincount(buckets).tolist()
-        self._length = sum(math.ceil(math.ceil(size / world) / batch_size) for size in sizes)
+        self._epoch = sum(math.ceil(math.ceil(size / world) / batch_size) for size in sizes)
 
     def __len__(self) -> int:
-        return self._length
+        return math.ceil(self._epoch / self.accumulate) * self.accumulate
 
     def __iter__(self) -> Iterator[list[Draw]]:
         start = self.done()
         epoch, batches = -1, []
         for number in range(start, start + len(self)):
-            wanted, offset = divmod(number, len(self))
+            wanted, offset = divmod(number, self._epoch)
             if wanted != epoch:
                 epoch, batches = wanted, self._batches(wanted)
             yield [Draw(position, epoch) for position in batches[offset].tolist()]
@@ -95,14 +104,18 @@ class SeededBatches(Sampler[list[Draw]]):
         place = random.permutation(int(self.shards.max()) + 1)  # when each shard's turn is
         order = np.argsort(place[self.shards], kind="stable")
         if not whole:
-            part = math.ceil(self.count / self.world)
+            part = self._rounded_up(self.count) // self.world
             order = np.resize(order, part * self.world)[self.rank * part : (self.rank + 1) * part]
         return order[np.argsort(np.arange(len(order)) + random.uniform(0, self.buffer, len(order)))]
 
     def _share(self, order: Int[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
         """Every world-th index, as many for each rank."""
-        padded = np.resize(order, math.ceil(len(order) / self.world) * self.world)
-        return padded[self.rank :: self.world]
+        return np.resize(order, self._rounded_up(len(order)))[self.rank :: self.world]
+
+    def _rounded_up(self, count: int) -> int:
+        """How many indices all ranks together take of `count`."""
+        together = self.world * self._unit
+        return math.ceil(count / together) * together
 
     def _cut(self, order: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " b"]]:
         return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]

@@ -27,10 +27,11 @@ def take(count: int, *args, done: int = 0, **kwargs) -> list[list[int]]:
     position = done
     batches: list[list[int]] = []
     order = SeededBatches(*args, **kwargs, done=lambda: position)
+    epoch = len(SeededBatches(*args, **kwargs | {"accumulate": 1}))
     while len(batches) < count:
         for batch in order:
             batches.append([draw.position for draw in batch])
-            assert {draw.epoch for draw in batch} == {position // len(order)}
+            assert {draw.epoch for draw in batch} == {position // epoch}
             position += 1
     return batches[:count]
 
@@ -119,6 +120,31 @@ def test_every_rank_has_the_same_bucket_at_the_same_time(world):
     assert len(SeededBatches(70, 4, 0, 0, world, buckets=buckets)) == len(ranks[0])
 
 
+@pytest.mark.parametrize("accumulate", [2, 4, 30])
+@pytest.mark.parametrize("kind", [{}, {"shards": SHARDS, "buffer": 9}, {"buckets": SHARDS % 3}], ids=str)
+def test_every_step_of_several_micro_batches_is_made_of_as_many_items(kind, accumulate):
+    """Also where the data set, of 70, is smaller than a step: 30 micro-batches of 4."""
+    for world in (1, 2):
+        ranks = [SeededBatches(70, BATCH, 0, rank, world, accumulate=accumulate, **kind) for rank in range(world)]
+        assert {len(order) % accumulate for order in ranks} == {0} and len({len(order) for order in ranks}) == 1
+        batches = [list(order) for order in ranks]
+        assert {len(batch) for own in batches for batch in own} == {BATCH}
+        assert {draw.position for own in batches for batch in own for draw in batch} == set(range(70))
+    done = take(50, 70, BATCH, seed=3, accumulate=accumulate, **kind)
+    assert take(9, 70, BATCH, seed=3, done=17, accumulate=accumulate, **kind) == done[17:26]
+
+
+def test_full_batches_are_those_of_before_but_for_what_fills_them_and_ranks_draw_what_one_would():
+    plain, full = take(12, COUNT, BATCH, seed=0), take(12, COUNT, BATCH, seed=0, accumulate=4)
+    for first, last in ((0, 5), (6, 11)):
+        plain[last] = plain[last] + plain[first][:2]
+    assert full == plain
+    one = SeededBatches(23, 2 * BATCH, 0, accumulate=3)
+    two = [SeededBatches(23, BATCH, 0, rank, 2, accumulate=3) for rank in range(2)]
+    for together, *parts in zip(one, *two, strict=True):
+        assert sorted(together) == sorted(parts[0] + parts[1])
+
+
 @pytest.fixture
 def data(base, write_folder, tmp_path) -> ControlData:
     data = ControlData(
@@ -192,18 +218,17 @@ def assert_same(resumed: Toy, whole: Toy, done: int) -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("by", ["max_epochs", "max_steps"])
-@pytest.mark.parametrize("accumulate", [1, 2, 4])  # with 4, the second step of an epoch has 2 micro-batches
+@pytest.mark.parametrize("accumulate", [1, 2, 4])  # with 4, the second step goes on into the next epoch
 def test_resuming_after_a_step_is_the_same_as_never_stopping(data, tmp_path, by, accumulate):
     """Checkpoints written after an optimizer step: in the middle of an epoch, and after its last micro-batch."""
     per_epoch = math.ceil(PER_EPOCH / accumulate)
     length = {"max_epochs": 3} if by == "max_epochs" else {"max_steps": 3 * per_epoch, "max_epochs": -1}
     saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
     whole = fit(data, length, callbacks=[saver], accumulate=accumulate)
-    assert len(whole.seen) == 3 * PER_EPOCH
+    assert len(whole.seen) == 3 * per_epoch * accumulate
     for step in (1, per_epoch, per_epoch + 1, 2 * per_epoch, 3 * per_epoch - 1):
-        epochs, steps = divmod(step, per_epoch)
         resumed = fit(data, length, tmp_path / f"step={step}.ckpt", accumulate=accumulate)
-        assert_same(resumed, whole, epochs * PER_EPOCH + steps * accumulate)
+        assert_same(resumed, whole, step * accumulate)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

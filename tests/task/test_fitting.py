@@ -152,6 +152,13 @@ def test_what_is_locked_is_in_the_half_precision_that_the_trainer_computes_in(pr
     assert json.loads((folder / "summary.json").read_text())["optimizer_steps"] == 1
 
 
+def test_a_step_is_of_the_batch_that_was_asked_for_also_where_the_data_is_less() -> None:
+    folder = launch("batch_size=48", "micro_batch=8", "trainer.max_steps=2", "~callback.probe", *SMALL[:4])
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["train_items"] < 48
+    assert (summary["optimizer_steps"], summary["micro_batches"], summary["samples_seen"]) == (2, 12, 96)
+
+
 def test_a_run_by_a_recipe_on_the_tiny_base_equals_its_other_half(capsys: pytest.CaptureFixture[str]) -> None:
     """The smallest recipe, by halves: 2 × 2 pairs, everything away, averaged and warmed up; stopped and gone on."""
     arguments = [
