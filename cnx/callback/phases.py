@@ -63,7 +63,7 @@ class Phases(Callback):
       the phase's `lr`, else at the model's own for the base, else at the branch's.
     - `lr`: learning rate of everything that is trained.
     - `accumulate_grad_batches`: micro-batches in an optimizer step. They are counted from the epoch's beginning, so
-      the first step after the change may hold fewer, as an epoch's last one does.
+      the first step after the change may hold fewer, and an epoch's last one too; it takes the mean of what it holds.
     - `stop_after`: the run ends that many optimizer steps after the phase began, if not sooner. Where `when` is a step
       the end is known from the first step on: a cooldown falls towards it, and the progress bar counts up to it.
 

@@ -58,6 +58,7 @@ class Training(LightningModule):
         self._losses: list[Tensor] = []
         self._groups: list[list[str]] | None = None  # names of what each of a checkpoint's parameter groups holds
         self._step_before = -1
+        self._stepped_at = 0  # micro-batches at the last optimizer step
 
     def on_fit_start(self) -> None:
         self._fit_began, self._samples_before = time.perf_counter(), self.samples_seen
@@ -93,6 +94,12 @@ class Training(LightningModule):
         return eps[own].to(batch.latents), t[own].to(device), dropped[own].to(device)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        # A phase that changes the accumulation leaves steps of fewer micro-batches, and Lightning has divided by all.
+        held, self._stepped_at = self.micro_batch - self._stepped_at, self.micro_batch
+        if held < self.trainer.accumulate_grad_batches:
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad *= self.trainer.accumulate_grad_batches / held
         factor = self.schedule(self.global_step, self.trainer.estimated_stepping_batches)
         for group in optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
@@ -129,7 +136,7 @@ class Training(LightningModule):
         return samples / seconds
 
     def _row_due(self) -> bool:
-        # Not by counting micro-batches: Lightning makes a step of what is left over at the end of an epoch.
+        # Not by counting micro-batches: a phase may change how many make a step.
         stepped = self.global_step != self._step_before
         return stepped and self.global_step % self.log_every_n_steps == 0
 
@@ -191,7 +198,7 @@ class Training(LightningModule):
             # its phases change neither.
             self.model.rewire(checkpoint["wiring"])
             self._groups = checkpoint["parameter_groups"]
-        self.micro_batch = checkpoint["clocks"]["micro_batch"]
+        self.micro_batch = self._stepped_at = checkpoint["clocks"]["micro_batch"]
         self.samples_seen = checkpoint["clocks"]["samples_seen"]
         self.earlier_seconds = checkpoint["wall_seconds"]
         self._losses = checkpoint["losses"]

@@ -146,6 +146,14 @@ def test_a_gradient_of_before_the_change_is_no_part_of_the_step_after_it(fit_tra
     assert all(torch.equal(a, b) for a, b in zip(final(ours).values(), final(cleared).values(), strict=True))
 
 
+def test_a_step_of_fewer_micro_batches_takes_their_mean_gradient(fit_training: Fit) -> None:
+    """Of the four micro-batches that make a step from step 3 on, the first one holds one."""
+    ours, _ = fit_training(Phases([{"when": 3, "accumulate_grad_batches": 4}]), max_steps=4)
+    plain, _ = fit_training(max_steps=4)
+    assert ours.micro_batch == plain.micro_batch == 4
+    assert all(torch.equal(a, b) for a, b in zip(final(ours).values(), final(plain).values(), strict=True))
+
+
 def test_what_begins_to_be_trained_takes_the_rate_of_the_phase_or_of_the_model_or_of_the_branch(
     fit_training: Fit,
 ) -> None:
