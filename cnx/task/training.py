@@ -115,8 +115,7 @@ class Training(LightningModule):
             self._log_row()
 
     def _log_row(self) -> None:
-        # A checkpoint brings its losses to the CPU.
-        self.logged_loss = torch.stack([loss.to(self.device) for loss in self._losses]).mean().item()
+        self.logged_loss = self._shared_losses().mean().item()
         self._losses.clear()
         row = {
             "train/loss": self.logged_loss,
@@ -125,6 +124,12 @@ class Training(LightningModule):
         }
         for logger in self.loggers:
             logger.log_metrics({**self.clocks(), **row}, step=self.global_step)
+
+    def _shared_losses(self) -> Float[Tensor, " n"]:
+        """Of each micro-batch since the last row, the mean loss of all processes; all have to ask."""
+        # A checkpoint brings its losses to the CPU.
+        losses = torch.stack([loss.to(self.device) for loss in self._losses])
+        return self.trainer.strategy.reduce(losses, reduce_op="mean")
 
     def _row_speed(self) -> float:
         """Images/s since the last row, or since the sitting began; probes left out."""
@@ -190,7 +195,8 @@ class Training(LightningModule):
         checkpoint["clocks"] = self.clocks()
         checkpoint["wall_seconds"] = self.wall_seconds()
         # A checkpoint of this step is written before its row is: the resumed run must not log these losses twice.
-        checkpoint["losses"] = [] if self._row_due() else self._losses
+        left = self._losses and not self._row_due()
+        checkpoint["losses"] = list(self._shared_losses()) if left else []
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "wiring" in checkpoint:  # older checkpoints are of runs that trained the branch and changed nothing

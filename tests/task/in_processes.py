@@ -1,4 +1,4 @@
-"""A run of the toy in one process, or in two that share the optimizer's state; saves the weights before and after."""
+"""A run of the toy in one process, or in two that share the optimizer's state; saves its weights and losses."""
 
 import importlib.util
 import sys
@@ -43,7 +43,7 @@ if __name__ == "__main__":
         null_text=torch.zeros(1, 5, 8),
         prompt_dropout=0.5,
         seed=0,
-        log_every_n_steps=1,
+        log_every_n_steps=3,  # of four: a checkpoint of the last holds losses that are in no row yet
         noise_offset=0.1,
     )
     trainer = Trainer(
@@ -58,8 +58,14 @@ if __name__ == "__main__":
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    # In the process that trains: what a fork has learnt, its parent does not know.
-    training.on_train_end = lambda: (  # type: ignore[method-assign]
-        torch.save({"start": start, "end": model.branch.state_dict()}, saved_to) if trainer.is_global_zero else None
-    )
+
+    def save() -> None:
+        """In the process that trains: what a fork has learnt, its parent does not know."""
+        checkpoint: dict[str, Any] = {"state_dict": {}}
+        training.on_save_checkpoint(checkpoint)
+        losses = {"logged": training.logged_loss, "left": torch.stack(checkpoint["losses"])}
+        if trainer.is_global_zero:
+            torch.save({"start": start, "end": model.branch.state_dict(), **losses}, saved_to)
+
+    training.on_train_end = save  # type: ignore[method-assign]
     trainer.fit(training, datamodule=Dealt())

@@ -88,8 +88,8 @@ def test_what_cannot_be_together_is_said_in_a_line() -> None:
             "memory.half_locked=true, trainer.precision=32-true",
         ),
         (["optimizer._target_=nowhere.Adam"], "pip install nowhere"),
-        (["objective=min_snr", "objective.gamma=-1"], "objective.gamma=-1: must be above 0"),
         (["optimizer=zero"], "optimizer=zero: its state is divided among the processes of trainer=ddp"),
+        (["objective=min_snr", "objective.gamma=-1"], "objective.gamma=-1: must be above 0"),
         (["warmup_steps=-1"], "warmup_steps=-1"),
         (["batch_size=9"], "batch_size=9"),
     ):
@@ -206,6 +206,9 @@ def test_two_processes_learn_what_one_does_with_twice_the_batch(tmp_path: Path) 
     assert any(not torch.equal(one["start"][name], one["end"][name]) for name in one["end"])
     for name, tensor in one["end"].items():
         torch.testing.assert_close(two["end"][name], tensor, rtol=1e-5, atol=1e-6)
+    assert two["logged"] == pytest.approx(one["logged"], rel=1e-5), "the mean of all processes"
+    assert len(one["left"]) == 2
+    torch.testing.assert_close(two["left"], one["left"], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo on Windows divides no weights")
