@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -30,7 +31,7 @@ from cnx.base.original import (
     unet_names,
     vae_names,
 )
-from cnx.base.single_file import read_single_file
+from cnx.base.single_file import check_channels, read_single_file
 from cnx.base.weights import read_weights, weights_file
 from cnx.errors import InputError
 
@@ -39,6 +40,8 @@ PARTS = ("vae", "text_encoder", "unet")
 CODERS = ("vae", "text_encoder")
 # What a published pipeline has beside them, and a base does not need.
 LEFT_OUT: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+# safetensors' names of numbers that are no integers.
+FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 # Settings of a text encoder that say how it was written, not what it is.
 PASSING = ("dtype", "transformers_version", "architectures")
 
@@ -88,8 +91,9 @@ class Base(nn.Module):
             hub: `revision`, `variant`, `token`, `cache_dir` and `local_files_only`, as diffusers takes them;
                 `variant` counts for a folder too, the others for the hub alone.
 
-        Raises InputError if nothing is there, it is no Stable Diffusion of that architecture, or the hub is silent; or
-        if the schedule ends in pure noise and the base predicts noise, which says nothing there.
+        Raises InputError if nothing is there, it is no Stable Diffusion of that architecture, or the hub is silent; if
+        it predicts neither noise nor v; or if the schedule ends in pure noise and the base predicts noise, which says
+        nothing there.
         """
         found = find(path)
         if found is not None and found.is_file():
@@ -97,8 +101,15 @@ class Base(nn.Module):
         else:
             pipeline = _read_pipeline(path, found, dtype, hub)
             parts = {name: getattr(pipeline, name) for name in (*PARTS, "tokenizer", "scheduler")}
+        check_channels(path, parts["unet"].config["in_channels"])
         settings = parts["scheduler"].config
-        if settings.get("rescale_betas_zero_snr") and settings.get("prediction_type", "epsilon") == "epsilon":
+        predicted = settings.get("prediction_type", "epsilon")
+        if predicted not in ("epsilon", "v_prediction"):
+            raise InputError(
+                f"base.path={path}: its scheduler says prediction_type {predicted}; a base for cnx predicts epsilon or"
+                " v_prediction"
+            )
+        if settings.get("rescale_betas_zero_snr") and predicted == "epsilon":
             raise InputError(
                 f"base.path={path}: its scheduler has rescale_betas_zero_snr, so its last step is pure noise, and"
                 " prediction_type epsilon learns nothing there; give a base that predicts v, or mend the scheduler's"
@@ -322,11 +333,15 @@ def _check_kind(path: str, folder: Path) -> None:
 
 
 def _stored_dtype(folder: Path, variant: str | None) -> torch.dtype:
-    """The dtype of the weights in a part's folder: that of the first one; float32 where they are in several files."""
+    """The dtype that holds all weights in a part's folder exactly; float32 where they are in several files."""
     file = weights_file(folder, variant)
     if file is None:
         return torch.float32
     if file.suffix == ".safetensors":
         with safe_open(file, "pt") as opened:
-            return opened.get_tensor(next(iter(opened.keys()))).dtype
-    return next(iter(read_weights(file, trust="weights in safetensors")[0].values())).dtype
+            names = {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+        dtypes = {FLOATS[name] for name in names & FLOATS.keys()}
+    else:
+        weights = read_weights(file, trust="weights in safetensors")[0]
+        dtypes = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
+    return reduce(torch.promote_types, dtypes) if dtypes else torch.float32

@@ -42,7 +42,8 @@ def unet_names(names: Collection[str]) -> dict[str, str]:
     Raises KeyError for a name that the original has no place for.
     """
     resnets = [name.split(".") for name in names if name.startswith("down_blocks.0.resnets.")]
-    step = 2 + max(int(parts[3]) for parts in resnets)  # a level: its resnets, and one place to change the side
+    # A level: its resnets, and one place to change the side.
+    step = 2 + max((int(parts[3]) for parts in resnets), default=-1)
     attended = {name.split(".")[1] for name in names if re.match(r"up_blocks\.\d+\.attentions\.", name)}
 
     def renamed(name: str) -> str:

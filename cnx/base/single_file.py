@@ -57,16 +57,29 @@ def read_single_file(
     }
 
 
+def check_channels(path: str, channels: int) -> None:
+    """Raises InputError unless a UNet of so many input channels is given latents alone."""
+    if channels != 4:
+        kinds = {9: "an inpainting model", 8: "an InstructPix2Pix model", 5: "a depth model"}
+        kind = kinds.get(channels, "another kind of model")
+        raise InputError(
+            f"base.path={path}: is {kind}, whose UNet takes {channels} channels; give a plain Stable Diffusion 1 or 2,"
+            " which takes 4"
+        )
+
+
 def _check(file: Path, weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
     try:
         told = encoder_settings(weights, UNET)
-    except (KeyError, StopIteration) as error:
+    except (KeyError, StopIteration, ValueError) as error:
         raise InputError(f"base.path={file}: its UNet is none of Stable Diffusion 1 or 2; give one of those") from error
     here = {key: list(settings[key]) if isinstance(told[key], list) else settings[key] for key in told}
+    check_channels(str(file), told["in_channels"])
     different = "; ".join(f"{key} {told[key]} there, {here[key]} here" for key in told if told[key] != here[key])
     if different:
         fitting = {768: "base=sd15", 1024: "base=sd21 or base=sd21_768"}.get(told["cross_attention_dim"])
-        remedy = f"try {fitting}" if fitting else "give another file"
+        other = told["cross_attention_dim"] != here["cross_attention_dim"]
+        remedy = f"try {fitting}" if fitting and other else "give another file"
         raise InputError(f"base.path={file}: is not built as this base is: {different}; {remedy}")
 
 

@@ -5,6 +5,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,24 +107,33 @@ def write_weights(weights: Mapping[str, Tensor], file: Path, metadata: Mapping[s
 
     With `metadata` a pickle is {"state_dict": weights, **metadata}, which the original's loaders read too. The file is
     loaded back and compared before it takes its place: it is there whole and right, or not at all. Raises InputError if
-    what was written is not what is read.
+    nothing can be written there, or what was written is not what is read.
     """
-    stored: dict[str, Tensor] = {}
-    held: set[int] = set()
-    for name, tensor in weights.items():
-        stored[name] = tensor = _alone(tensor, held)
-        held.add(tensor.data_ptr())
-    part = file.with_name(file.name + ".part")
-    file.parent.mkdir(parents=True, exist_ok=True)
+    stored = apart(weights)
+    part = file.with_name(f".{file.name}.cnx-part")  # a name that nobody gives to a file of theirs
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == ".safetensors":
             save_file(stored, part, {"format": "pt", **metadata})
         else:
             torch.save({"state_dict": stored, **metadata} if metadata else stored, part)
         check_same(stored, read_weights(part, trust="")[0], file)
         os.replace(part, file)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's is a RuntimeError
+        raise InputError(f"{file}: cannot be written ({_short(error)}); give another place, or make room") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # below a file there is nothing to remove
+            part.unlink()
+
+
+def apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors each in memory of its own, as a file wants them: several may be views of one, or the same one."""
+    stored: dict[str, Tensor] = {}
+    held: set[int] = set()
+    for name, tensor in weights.items():
+        stored[name] = tensor = _alone(tensor, held)
+        held.add(tensor.data_ptr())
+    return stored
 
 
 def check_same(written: Mapping[str, Tensor], read: Mapping[str, Tensor], place: Path) -> None:

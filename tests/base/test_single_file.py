@@ -1,5 +1,7 @@
 """A base in one file: the same base as in a folder, and one line for each file that is none."""
 
+import copy
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +10,9 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from omegaconf import DictConfig
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cnx.base import Base, clip_tokenizer, original_weights, write_weights
@@ -154,7 +157,9 @@ def bad_files(weights: dict[str, Tensor], folder: Path) -> dict[str, tuple[Calla
                         "is a ControlNet"),
         "no_text.ckpt": (lambda f: write_weights(keep(lambda n: not n.startswith("cond_stage_model")), f, {}),
                          "is not in it"),
-        "inpainting.ckpt": (lambda f: write_weights(inpainting, f, {}), "in_channels 9 there, 4 here"),
+        "inpainting.ckpt": (lambda f: write_weights(inpainting, f, {}), "whose UNet takes 9 channels"),
+        "video.safetensors": (lambda f: write_weights({"model.diffusion_model.blocks.0.x": vector["x"]}, f, {}),
+                              "is none of Stable Diffusion 1 or 2"),
         "pointer.safetensors": (lambda f: f.write_text("version https://git-lfs.github.com/spec/v1"), "git lfs pull"),
         "page.ckpt": (lambda f: f.write_text("<!DOCTYPE html><title>404</title>"), "neither safetensors nor a pickle"),
         "list.ckpt": (lambda f: torch.save([1, 2], f), "holds no weights"),
@@ -171,6 +176,42 @@ def test_each_file_that_is_no_base_is_named_in_one_line(
             Base.load(str(tmp_path / name), architecture)
         line = str(raised.value)
         assert said in line and str(tmp_path / name) in line and "\n" not in line and len(line) < 500, (name, line)
+
+
+def rewritten(folder: Path, part: str, file: str, **settings: Any) -> None:
+    """Change settings in a part's JSON."""
+    path = folder / part / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+def test_a_folder_that_predicts_something_else_or_inpaints_is_named(small: Base, tmp_path: Path) -> None:
+    small.save(tmp_path / "sample")
+    rewritten(tmp_path / "sample", "scheduler", "scheduler_config.json", prediction_type="sample")
+    with pytest.raises(InputError, match="sample: its scheduler says prediction_type sample"):
+        Base.load(str(tmp_path / "sample"))
+    other = copy.copy(small)
+    other._modules = dict(small._modules)
+    settings = {key: value for key, value in small.unet.config.items() if key[0] != "_"} | {"in_channels": 9}
+    other.unet = UNet2DConditionModel.from_config(settings)
+    other.save(tmp_path / "inpainting")
+    with pytest.raises(InputError, match="inpainting: is an inpainting model, whose UNet takes 9 channels"):
+        Base.load(str(tmp_path / "inpainting"))
+
+
+def test_a_folder_s_weights_of_several_dtypes_are_all_held(small: Base, tmp_path: Path) -> None:
+    small.save(tmp_path)
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    last = sorted(weights)[-1]
+    weights[last] = weights[last].float() + 1e-6  # more than half precision holds
+    save_file(weights, file, {"format": "pt"})
+    text = tmp_path / "text_encoder" / "model.safetensors"
+    first = {"embeddings.position_ids": torch.arange(77)[None]}  # as older libraries wrote it: no weight at all
+    torch.save({**first, **load_file(text)}, text.with_name("pytorch_model.bin"))
+    text.unlink()
+    loaded = Base.load(str(tmp_path), dtype=None)
+    assert [loaded.unet.dtype, loaded.text_encoder.dtype] == [torch.float32, torch.float16]
+    assert torch.equal(loaded.unet.state_dict()[last], weights[last])
 
 
 def test_a_pickle_that_needs_more_names_what_and_is_read_where_it_is_trusted(
