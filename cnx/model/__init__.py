@@ -1,7 +1,7 @@
 """How a control branch is wired into the base, and how it is stored."""
 
 from cnx.model.controlled import Controlled
-from cnx.model.formats import DiffusersFolder, Format, OriginalFile, OriginalWithBase
+from cnx.model.formats import DiffusersFolder, Format, OriginalFile, OriginalWithBase, read_whole
 from cnx.model.full import Full, LargeScale, SmallScale
 from cnx.model.light import Light, LightBranch
 from cnx.model.residuals import Residuals
@@ -24,4 +24,5 @@ __all__ = [
     "plain_settings",
     "read_branch",
     "read_saved",
+    "read_whole",
 ]

@@ -97,6 +97,13 @@ class Controlled(nn.Module):
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(dtype)
 
+    def restore_locked(self, unet: nn.Module) -> None:
+        """Undo `halve_locked`, with what it rounded from `unet`, of the base as it was loaded."""
+        whole = unet.state_dict()
+        for name, parameter in self.base.unet.named_parameters():
+            if parameter.dtype != torch.float32:
+                parameter.data = whole[name].to(parameter.device, torch.float32)
+
     def checkpoint_activations(self, how: Callable[..., Any] | None = None) -> None:
         """Keep a block's inputs alone for the backward pass and compute the rest again there (arXiv 1604.06174).
 

@@ -17,7 +17,7 @@ def control_names(names: Collection[str]) -> dict[str, str]:
     The tensors are the same on both sides. Raises KeyError for a name that the original has no place for.
     """
     hint = "controlnet_cond_embedding.blocks."
-    last = 1 + max(int(name.split(".")[2]) for name in names if name.startswith(hint))
+    last = 1 + max((int(name.split(".")[2]) for name in names if name.startswith(hint)), default=-1)
     renamed: dict[str, str] = {}
     for name in names:
         match name.split("."):

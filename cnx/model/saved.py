@@ -94,7 +94,10 @@ def _read_file(file: Path, trust: str | None) -> SavedBranch:
     if kind != "a ControlNet":
         raise InputError(f"{file}: is {kind}; give a ControlNet for Stable Diffusion 1 or 2")
     if "controlnet_cond_embedding.conv_in.weight" in weights:  # a folder's weights on their own
-        weights = {original: weights[name] for name, original in control_names(weights).items()}
+        try:
+            weights = {original: weights[name] for name, original in control_names(weights).items()}
+        except KeyError as error:
+            raise InputError(f"{file}: {error} is none of a ControlNet's weights; give another") from error
     prefix = CONTROL if any(name.startswith(CONTROL) for name in weights) else ""
     try:
         told = control_settings(weights, prefix)
@@ -104,6 +107,8 @@ def _read_file(file: Path, trust: str | None) -> SavedBranch:
         weights = from_original(weights, control_names(built.state_dict()), prefix)
     except (KeyError, StopIteration) as error:
         raise InputError(f"{file}: {error} is not in it, so its ControlNet is not whole; give another") from error
+    except (ValueError, TypeError, IndexError) as error:  # nothing of a part is there, or settings are garbled
+        raise InputError(f"{file}: its ControlNet is not whole ({error}); give another") from error
     settings = plain_settings(built.config)
     return SavedBranch("ControlNetModel", settings, weights, frozenset(certain))
 
@@ -142,15 +147,27 @@ def read_branch(place: Path, like: ModelMixin, trust: str | None = "init.trust=t
 
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
-    """A folder to write to, that takes the place of `folder` once it is whole."""
-    part, old = (folder.with_name(folder.name + end) for end in (".part", ".old"))
-    for leftover in (part, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    yield part
-    if folder.exists():
-        folder.rename(old)
-    part.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    """A folder to write to, that takes the place of `folder` once it is whole, and goes away if it never is.
+
+    Raises InputError if nothing can be written there.
+    """
+    # Names that nobody gives to folders of theirs.
+    part, old = (folder.with_name(f".{folder.name}.cnx-{end}") for end in ("part", "old"))
+    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        part.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror or error}); give another place, or make room"
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Write a ControlNet in another format, attach a fresh one to a base, or carry one to another base."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,11 @@ from torch import Tensor
 
 from cnx.base import Base, original_weights
 from cnx.errors import InputError
-from cnx.model import Format, SavedBranch, find_branch, plain_settings, read_saved
-from cnx.task.train import base_settings, build, say
+from cnx.model import Format, SavedBranch, find_branch, plain_settings, read_whole
+from cnx.task.run_folder import given_overrides, read_config
+from cnx.task.train import base_settings, build, own_base_settings, say
+
+Weights = Callable[[], Mapping[str, Tensor]]
 
 
 def run(cfg: DictConfig) -> None:
@@ -30,32 +33,46 @@ def run(cfg: DictConfig) -> None:
     form.check(to)
     if to.exists():
         raise InputError(f"to={to}: is there already; give another name, or remove it first")
-    branch = _fresh(cfg) if cfg["from"] is None else _given(cfg)
+    branch, base = _fresh(cfg) if cfg["from"] is None else _given(cfg)
     if cfg.transfer_from is not None:
         branch = carried(branch, old=_unet(cfg, str(cfg.transfer_from)), new=_unet(cfg, cfg.base.path))
-    form.write(branch, to, base=partial(original_weights, **base_settings(cfg)))
+    form.write(branch, to, base)
     dtypes = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in branch.weights.values()}))
     count = sum(tensor.numel() for tensor in branch.weights.values())
     say(f"Wrote {to}: a {branch.kind} of {count:,} weights in {dtypes}, loaded back and found the same.")
 
 
-def _fresh(cfg: DictConfig) -> SavedBranch:
+def _fresh(cfg: DictConfig) -> tuple[SavedBranch, Weights]:
+    """A new branch and its base, which the init may have drawn anew."""
     if cfg.transfer_from is not None:
         raise InputError("transfer_from: carries a trained ControlNet; give it as from=<ControlNet>")
     seed_everything(cfg.seed, verbose=False)
-    _, model = build(cfg)
+    base, model = build(cfg)
     model.link("all")  # unconnected ones too, at zero
     settings = plain_settings(model.branch.config)
-    return SavedBranch(type(model.branch).__name__, settings, model.branch.state_dict(), frozenset(settings))
+    branch = SavedBranch(type(model.branch).__name__, settings, model.branch.state_dict(), frozenset(settings))
+    return branch, base.original_weights if base.path is None else partial(original_weights, **base_settings(cfg))
 
 
-def _given(cfg: DictConfig) -> SavedBranch:
-    return read_saved(find_branch(str(cfg["from"]), "from"), trust=None if cfg.trust else "trust=true")
+def _given(cfg: DictConfig) -> tuple[SavedBranch, Weights]:
+    """A saved branch and its base: a run's own, as it was trained, unless another is asked for."""
+    place = find_branch(str(cfg["from"]), "from")
+    branch = read_whole(place, trust=None if cfg.trust else "trust=true")
+    settings, run = base_settings(cfg), place.parent
+    chosen = any(override.partition("=")[0].partition(".")[0] == "base" for override in given_overrides())
+    if place.name == "controlnet" and (run / "config.yaml").is_file() and not chosen:
+        settings = own_base_settings(read_config(run), run)
+    return branch, partial(original_weights, **settings)
 
 
 def _unet(cfg: DictConfig, path: str) -> Mapping[str, Tensor]:
     settings: dict[str, Any] = {**base_settings(cfg), "path": path}
-    return Base.load(**settings, dtype=None).unet.state_dict()
+    try:
+        return Base.load(**settings, dtype=None).unet.state_dict()
+    except InputError as error:
+        if path == cfg.base.path:
+            raise
+        raise InputError(str(error).replace("base.path=", "transfer_from=", 1)) from error
 
 
 def carried(branch: SavedBranch, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> SavedBranch:

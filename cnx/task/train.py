@@ -140,10 +140,12 @@ def run(cfg: DictConfig) -> None:
         wiring = model.wiring()
         model = build(cfg, folder)[1]
         model.rewire(wiring)
-        left = model.load_state_dict(pieces, strict=False)
-        # What is put away is in no piece, and never trained.
-        assert not left.unexpected_keys
-        assert all(key.startswith(("base.vae.", "base.text_encoder.")) for key in left.missing_keys)
+        # What is put away is in no piece, and what is in half precision was never trained: both are here already.
+        trained = {name: piece for name, piece in pieces.items() if piece.dtype == torch.float32}
+        left = model.load_state_dict(trained, strict=False)
+        assert not left.unexpected_keys and all(key.startswith("base.") for key in left.missing_keys)
+    elif cfg.memory.half_locked and model.base_trained:
+        model.restore_locked(Base.load(**own_base_settings(cfg, folder)).unet)
     with averaged(trainer, training):
         model.save(folder)
     verdicts = [callback for callback in callbacks.values() if isinstance(callback, EarlyVerdict)]
@@ -193,11 +195,7 @@ def build(cfg: DictConfig, trained: Path | None = None) -> tuple[Base, Controlle
     For the run in the folder `trained`: a base of its own comes from that folder, where it was saved; no init is
     done, since the branch's weights are there too and the caller loads them.
     """
-    own_base = trained / "base" if trained else None
-    settings = base_settings(cfg)
-    if own_base and own_base.is_dir():
-        settings |= {"path": str(own_base), "variant": None}
-    base = Base.load(**settings)
+    base = Base.load(**(own_base_settings(cfg, trained) if trained else base_settings(cfg)))
     model: Controlled = instantiate(cfg.model)(base, maps=count_maps(cfg))
     if not trained:
         instantiate(cfg.init)(base, model.branch)
@@ -229,6 +227,12 @@ def base_settings(cfg: DictConfig) -> dict[str, Any]:
         if not chosen["token"]:
             raise InputError(f"base.token={variable}: is to name an environment variable that holds the hub's token")
     return {**chosen, "trust": bool(chosen["trust"]), "local_files_only": bool(chosen["local_files_only"])}
+
+
+def own_base_settings(cfg: DictConfig, run: Path) -> dict[str, Any]:
+    """What `Base.load` takes for the base of the run in the folder `run`: its own where it was drawn or trained."""
+    settings = base_settings(cfg)
+    return settings | {"path": str(run / "base"), "variant": None} if (run / "base").is_dir() else settings
 
 
 def make_training(cfg: DictConfig, model: Controlled, data: ControlData, began: float | None = None) -> Training:

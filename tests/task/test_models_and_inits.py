@@ -168,3 +168,14 @@ def test_bad_phases_leave_nothing_behind(tmp_path: Path) -> None:
         with pytest.raises(SystemExit, match=named):
             launch(phases, "~callback.probe", *[given for given in SMALLER if "probe" not in given])
     assert sorted(Path("runs").glob("*/*")) == before
+
+
+def test_of_a_base_trained_in_part_the_rest_is_saved_as_it_was(tiny: Base) -> None:
+    half = ["memory.half_locked=true", "trainer.precision=bf16-mixed", "trainer.accelerator=cpu"]
+    run = launch("model=large_scale", *SMALLER, *half, "~callback.probe", "trainer.max_steps=1")
+    saved = load_file(run / "base" / "unet" / "diffusion_pytorch_model.safetensors")
+    trained = {"up_blocks", "conv_norm_out", "conv_out"}
+    for name, tensor in tiny.unet.state_dict().items():
+        if name.split(".")[0] not in trained:
+            assert torch.equal(saved[name], tensor), name
+    assert any(not torch.equal(saved[n], t) for n, t in tiny.unet.state_dict().items() if n.split(".")[0] in trained)
