@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cnx.base import Base
 from cnx.errors import InputError
-from cnx.init import Centred, GaussianControl, GaussianZeroConv, Pretrained, Scratch, SDCopy
+from cnx.init import GaussianControl, GaussianZeroConv, Pretrained, Scratch, SDCopy
 from cnx.model import Controlled, Full, LargeScale, Light, SmallScale
 
 MODELS: dict[str, Callable[..., Controlled]] = {
@@ -194,22 +194,3 @@ def unfinished_run(root: Path) -> Path:
     (root / "run").mkdir()
     (root / "run" / "config.yaml").touch()
     return root / "run"
-
-
-@torch.no_grad()
-def test_a_centred_start_sees_the_background_as_another_start_sees_black(own_tiny: Base, model: Full) -> None:
-    hint = model.branch.controlnet_cond_embedding
-    torch.manual_seed(3)
-    for layer in hint.modules():
-        if isinstance(layer, torch.nn.Conv2d):
-            layer.reset_parameters()  # the last one's zeros would hide everything
-    black = hint(torch.zeros(1, 3, 128, 128))
-    background = (0.2, 0.5, 1.0)
-    map_of = torch.tensor(background)[None, :, None, None].expand(1, 3, 128, 128)
-    assert not torch.allclose(hint(map_of), black, atol=1e-4)
-    Centred(Scratch(random=()), background)(own_tiny, model.branch)
-    inner = slice(5, -5)  # beyond it the padding, which is black, is seen
-    torch.testing.assert_close(hint(map_of)[..., inner, inner], black[..., inner, inner], atol=1e-6, rtol=1e-4)
-    for wrong in ((0.5, 0.5), (0.5, 0.5, 1.5)):
-        with pytest.raises(InputError, match="init.background="):
-            Centred(Scratch(random=()), wrong)(own_tiny, model.branch)
