@@ -30,6 +30,7 @@ class Survey:
         unusable: why training cannot read a pair, by its position.
         map_size, size: height and width of maps and pictures as they are, in pixels; 0 where unusable.
         empty: maps of one colour all over.
+        brightness, contrast: of maps, the mean and the deviation of a channel from its own mean, in grey levels.
         blank: pictures of one colour all over.
         held_out: pairs that are never trained on.
         target: sha256 of the picture's file.
@@ -40,6 +41,8 @@ class Survey:
     map_size: Int[np.ndarray, "n 2"]
     size: Int[np.ndarray, "n 2"]
     empty: Bool[np.ndarray, " n"]
+    brightness: Float[np.ndarray, " n"]
+    contrast: Float[np.ndarray, " n"]
     blank: Bool[np.ndarray, " n"]
     held_out: Bool[np.ndarray, " n"]
     target: np.ndarray
@@ -58,6 +61,8 @@ class Look(NamedTuple):
     map_size: tuple[int, int]
     size: tuple[int, int]
     empty: bool
+    brightness: float
+    contrast: float
     target: bytes
     thumb: UInt8[np.ndarray, "8 8 3"]
 
@@ -73,6 +78,8 @@ def survey(items: Sequence[Item], heldout: float, workers: int) -> Survey:
         map_size=np.zeros((count, 2), dtype=np.int32),
         size=np.zeros((count, 2), dtype=np.int32),
         empty=np.zeros(count, dtype=bool),
+        brightness=np.zeros(count),
+        contrast=np.zeros(count),
         blank=np.zeros(count, dtype=bool),
         held_out=np.zeros(count, dtype=bool),
         target=np.zeros(count, dtype="S32"),
@@ -84,6 +91,7 @@ def survey(items: Sequence[Item], heldout: float, workers: int) -> Survey:
             continue
         found.map_size[at], found.size[at] = looked.map_size, looked.size
         found.empty[at], found.thumbs[at] = looked.empty, looked.thumb
+        found.brightness[at], found.contrast[at] = looked.brightness, looked.contrast
         found.blank[at] = _is_flat(looked.thumb)
         found.target[at] = looked.target
         found.held_out[at] = is_held_out(looked.target.hex(), heldout)
@@ -106,10 +114,13 @@ def look(item: Item) -> Look | InputError:
         return error
     thumb = cv2.resize(small, (THUMB, THUMB), interpolation=cv2.INTER_AREA)
     height, width = control.shape[:2]
+    few = control[::4, ::4]
     return Look(
         (height, width),
         size,
         _is_flat(control),
+        float(few.mean()),
+        float(few.std(axis=(0, 1)).mean()),
         hashlib.sha256(target_file).digest(),
         np.asarray(thumb, dtype=np.uint8),
     )

@@ -33,6 +33,9 @@ from cnx.task.train import base_settings, say
 
 SHEET_ITEMS, SHEET_SIDE = 24, 192  # pairs on the contact sheet, half of them with a problem at most; size in px
 GOOD, NOTE, WARNING, FAILS = "good", "note", "WARNING", "TRAINING FAILS"
+# How many times its contrast a map's brightness is where control begins late (docs/results.md): of normals 6, of black
+# lines on white 5.5, of maps that are learnt at once 4 at most.
+LIGHT = 5
 
 
 @dataclass
@@ -65,6 +68,7 @@ def run(cfg: DictConfig) -> None:
         _sizes(found, data.resolution),
         Finding("pictures", *_some(found.blank, WARNING, "of one colour all over"), _pairs(found.blank)),
         Finding("maps", *_some(found.empty, WARNING, "empty: one colour all over"), _pairs(found.empty)),
+        _background(found),
         _fit(items, found, condition, known_by, cfg.sample, workers),
         *_copies(items, found),
         *_captions(items, _tokenizer(cfg)),
@@ -144,6 +148,17 @@ def _sizes(found: Survey, resolution: int) -> Finding:
         text += f"; {lost.sum():,} lose more than a third when they are cropped to a square"
     pairs = {at: f"{found.size[at, 1]}x{found.size[at, 0]}" for at in np.flatnonzero(small | lost).tolist()}
     return Finding("sizes", NOTE if small.any() or lost.any() else GOOD, text, pairs)
+
+
+def _background(found: Survey) -> Finding:
+    subject, use = "background of maps", found.usable & ~found.empty
+    if not use.any():
+        return Finding(subject, NOTE, "nothing to look at")
+    brightness, contrast = np.median(found.brightness[use]), np.median(found.contrast[use])
+    text = f"brightness {brightness:.0f}, contrast {contrast:.0f} of 255 (medians)"
+    if brightness > LIGHT * contrast:
+        return Finding(subject, NOTE, f"{text}: control begins later under maps that are light where they say nothing")
+    return Finding(subject, GOOD, text)
 
 
 def _fit(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cnx.condition import Canny
 from cnx.data.prepare.pair import encode
@@ -80,6 +80,17 @@ def test_what_spoils_training_is_a_warning(
     assert found["8.jpg"] == "maps: WARNING" and found["6.jpg"] == "fit of maps: WARNING"
     assert found["2.jpg"] == "captions: WARNING" and found["4.jpg"] == "empty captions: note"
     assert "30 smaller than data.resolution=256" in said(capsys)
+
+
+def test_maps_that_are_light_where_they_say_nothing_are_noted(
+    listing: list[dict[str, str]], execute: Execute, capsys: pytest.CaptureFixture
+) -> None:
+    execute(*CHECK)
+    assert "control begins later" not in said(capsys)
+    for line in listing:
+        ImageOps.invert(Image.open(file := Path("birds") / line["source"])).save(file)
+    execute(*CHECK)
+    assert "background of maps note brightness 24" in said(capsys)  # 240-odd of 255
 
 
 def test_a_condition_that_is_not_the_maps_own_is_said(listing: list[dict[str, str]], execute: Execute, capsys) -> None:
