@@ -40,9 +40,9 @@ def fast_precision() -> str:
     return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
 
 
-def optimizer_steps(micro_batches: int, accumulate_grad_batches: int) -> int:
-    """Optimizer steps in so many micro-batches, at least one: a spacing that is the same in samples seen."""
-    return max(1, round(micro_batches / accumulate_grad_batches))
+def optimizer_steps(pairs: int, batch_size: int) -> int:
+    """Optimizer steps in so many pairs, at least one: a spacing that is the same in samples seen."""
+    return max(1, round(pairs / batch_size))
 
 
 def quieten() -> None:

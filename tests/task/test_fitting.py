@@ -18,6 +18,7 @@ from cnx.task.fitting import count_micro_batches, find_devices, make_optimizer
 from small_runs import REPOSITORY, composed, launch
 
 RECIPES = sorted(file.stem for file in (REPOSITORY / "conf" / "trainer").glob("gpu_*.yaml"))
+EXPERIMENTS = sorted(file.stem for file in (REPOSITORY / "experiments").glob("*.yaml"))
 SMALL = [
     "logger=none",
     "data.limit=40",
@@ -64,6 +65,14 @@ def test_a_recipe_makes_every_experiment_s_batch(recipe: str) -> None:
     assert cfg.data.batch_size * count_micro_batches(cfg, 1) == 8
     assert cfg.trainer.max_steps == 4735 and cfg.optimizer.lr == 1e-5
     assert composed(f"trainer={recipe}", "micro_batch=2", "optimizer=sgd", "optimizer.lr=1").data.batch_size == 2
+
+
+@pytest.mark.parametrize("recipe", ["auto", *RECIPES])
+def test_an_experiment_s_step_is_the_same_by_any_recipe(recipe: str) -> None:
+    for experiment in EXPERIMENTS:
+        cfg = composed(f"experiment={experiment}", f"trainer={recipe}", "base=sd15")
+        pairs = {"accumulate_30x": 240, "cutenet_dogs": 1}.get(experiment, 8)
+        assert cfg.data.batch_size * count_micro_batches(cfg, 1) == pairs, experiment
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
