@@ -40,6 +40,19 @@ def fast_precision() -> str:
     return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
 
 
+def half_precision(accelerator: str) -> str:
+    """Lightning's `precision` for half precision: bfloat16, or float16 for a GPU that is here and does not have it.
+
+    Not for this machine's CPU: a plan for a GPU is to be the same on any.
+    """
+    if accelerator == "cpu":
+        return "bf16-mixed"  # where the CPU does not have it, slowly
+    import torch
+
+    lacking = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return "16-mixed" if lacking else "bf16-mixed"
+
+
 def optimizer_steps(pairs: int, batch_size: int) -> int:
     """Optimizer steps in so many pairs, at least one: a spacing that is the same in samples seen."""
     return max(1, round(pairs / batch_size))
@@ -74,7 +87,7 @@ mount("sweeps", group="sweep")
 
 def register_resolvers() -> None:
     """Offer functions of this file to the configuration, as ${fast_precision:}."""
-    for resolver in (fast_precision, optimizer_steps):
+    for resolver in (fast_precision, half_precision, optimizer_steps):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 

@@ -95,21 +95,37 @@ def count_micro_batches(cfg: DictConfig, processes: int) -> int:
     return batch // together
 
 
+def autocast_dtype(cfg: DictConfig) -> torch.dtype | None:
+    """The half precision that steps compute in under autocast, as `cfg.trainer.precision` says; None for float32.
+
+    Raises InputError for a precision that is not the weights' own float32 beneath, in which no base runs (timesteps are
+    embedded in float32), and for memory.half_locked in full precision.
+    """
+    precision = cfg.trainer.precision
+    if precision in HALVES:
+        return HALVES[precision]
+    if cfg.memory.half_locked:
+        raise InputError(
+            f"memory.half_locked=true, trainer.precision={precision}: only under one of {', '.join(HALVES)} can what is"
+            " locked be in half precision"
+        )
+    if str(precision) not in ("32-true", "32"):
+        raise InputError(
+            f"trainer.precision={precision}: what is trained is kept in float32; use 32-true, or compute in half"
+            f" precision with {' or '.join(HALVES)}"
+        )
+    return None
+
+
 def economise(cfg: DictConfig, model: Controlled) -> None:
     """Make `model` need less of its device, as `cfg.memory` and `cfg.compile` say, after its init.
 
-    Raises InputError if half precision is asked for under a trainer that computes in full precision.
+    Raises InputError as `autocast_dtype` does.
     """
     memory = cfg.memory
-    if memory.half_locked:
+    if autocast_dtype(cfg) and memory.half_locked:
         # Lightning's own word for it: on a CPU its 16-mixed is bf16-mixed.
-        half = HALVES.get(_bare_trainer(cfg).precision)
-        if half is None:
-            raise InputError(
-                f"memory.half_locked=true, trainer.precision={cfg.trainer.precision}: only under one of"
-                f" {', '.join(HALVES)} can what is locked be in half precision"
-            )
-        model.halve_locked(half)
+        model.halve_locked(HALVES[_bare_trainer(cfg).precision])
     if memory.gradient_checkpointing:
         model.checkpoint_activations()
     data = cfg.data

@@ -23,7 +23,13 @@ from cnx.base import Base, find, find_folder
 from cnx.data.module import Batch
 from cnx.errors import InputError
 from cnx.model import Controlled
-from cnx.task.fitting import HALVES, count_micro_batches, economise, is_sharded, make_optimizer
+from cnx.task.fitting import (
+    autocast_dtype,
+    count_micro_batches,
+    economise,
+    is_sharded,
+    make_optimizer,
+)
 from cnx.task.ledger import Ledger, MetaAutocast
 from cnx.task.run_folder import note_choices
 from cnx.task.train import build, count_maps, make_training, peak_memory_bytes
@@ -97,11 +103,14 @@ def run(cfg: DictConfig) -> None:
 
 
 def estimate(cfg: DictConfig, accumulated: int, processes: int = 1) -> Need:
-    """What each of `processes` devices needs as `cfg` says, with `accumulated` micro-batches to a step."""
+    """What each of `processes` devices needs as `cfg` says, with `accumulated` micro-batches to a step.
+
+    Raises InputError as the run itself would.
+    """
+    dtype = autocast_dtype(cfg)
     cuda = cfg.trainer.accelerator not in ("cpu",) and (
         cfg.trainer.accelerator in ("gpu", "cuda") or torch.cuda.is_available()
     )
-    dtype = HALVES.get(cfg.trainer.precision)
     with torch.device("meta"):
         base = empty_base(cfg)
         model: Controlled = instantiate(cfg.model)(base, maps=count_maps(cfg))

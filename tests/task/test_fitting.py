@@ -14,7 +14,7 @@ from omegaconf.errors import MissingMandatoryValue
 from safetensors.torch import load_file
 
 from cnx.errors import InputError, line_for_user
-from cnx.task.fitting import count_micro_batches, find_devices, make_optimizer
+from cnx.task.fitting import autocast_dtype, count_micro_batches, find_devices, make_optimizer
 from small_runs import REPOSITORY, composed, launch
 
 RECIPES = sorted(file.stem for file in (REPOSITORY / "conf" / "trainer").glob("gpu_*.yaml"))
@@ -75,6 +75,21 @@ def test_an_experiment_s_step_is_the_same_by_any_recipe(recipe: str) -> None:
         assert cfg.data.batch_size * count_micro_batches(cfg, 1) == pairs, experiment
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_s_precision_is_a_gpu_s_whatever_the_cpu_has(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    for here, bfloat16, expected in (
+        (False, False, "bf16-mixed"),
+        (True, True, "bf16-mixed"),
+        (True, False, "16-mixed"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda here=here: here)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda bfloat16=bfloat16, **_: bfloat16)
+        cfg = composed(f"trainer={recipe}")
+        assert cfg.trainer.precision == expected and autocast_dtype(cfg)
+        assert composed(f"trainer={recipe}", "trainer.accelerator=cpu").trainer.precision == "bf16-mixed"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_recipe_without_its_device_ends_in_a_line() -> None:
     for recipe in RECIPES[:1]:
@@ -96,6 +111,7 @@ def test_what_cannot_be_together_is_said_in_a_line() -> None:
             ["memory.half_locked=true", "trainer.precision=32-true"],
             "memory.half_locked=true, trainer.precision=32-true",
         ),
+        (["trainer.precision=bf16-true"], "trainer.precision=bf16-true: .* use 32-true"),
         (["optimizer._target_=nowhere.Adam"], "pip install nowhere"),
         (["optimizer=zero"], "optimizer=zero: its state is divided among the processes of trainer=ddp"),
         (["objective=min_snr", "objective.gamma=-1"], "objective.gamma=-1: must be above 0"),
@@ -171,7 +187,7 @@ def test_a_step_is_of_the_batch_that_was_asked_for_also_where_the_data_is_less()
 def test_a_run_by_a_recipe_on_the_tiny_base_equals_its_other_half(capsys: pytest.CaptureFixture[str]) -> None:
     """The smallest recipe, by halves: 2 × 2 pairs, everything away, averaged and warmed up; stopped and gone on."""
     arguments = [
-        "trainer=gpu_8gb", "trainer.accelerator=cpu", "trainer.precision=bf16-mixed", "optimizer=adamw",
+        "trainer=gpu_8gb", "trainer.accelerator=cpu", "optimizer=adamw",
         "trainer.benchmark=null", "batch_size=4", "micro_batch=2", "average=ema", "schedule=constant",
         "warmup_steps=2", "objective=min_snr", "noise_offset=0.1", "trainer.gradient_clip_val=1.0", *SMALL,
     ]  # fmt: skip
