@@ -87,5 +87,14 @@ class MetaAutocast(TorchFunctionMode):
         return tree_map_only(Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, tree)
 
 
+class MetaNumbers(TorchDispatchMode):
+    """Numbers for tensors of the meta device, which have none: 1 (Adafactor asks for norms, by which it clips)."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return 1.0
+        return func(*args, **(kwargs or {}))
+
+
 def _attended(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value

@@ -30,7 +30,7 @@ from cnx.task.fitting import (
     is_sharded,
     make_optimizer,
 )
-from cnx.task.ledger import Ledger, MetaAutocast
+from cnx.task.ledger import Ledger, MetaAutocast, MetaNumbers
 from cnx.task.run_folder import note_choices
 from cnx.task.train import build, count_maps, make_training, peak_memory_bytes
 
@@ -220,17 +220,18 @@ def empty_base(cfg: DictConfig) -> Base:
 
 
 def optimizer_bytes(cfg: DictConfig, model: Controlled, processes: int) -> int:
-    """Bytes of the state that the optimizer keeps after its first step."""
+    """Bytes of the state that the optimizer keeps after its first step. Raises InputError if it is not installed."""
+    make_optimizer(cfg)
     if "ZeroRedundancy" in cfg.optimizer._target_:  # two float32 of each parameter, divided among the processes
         return 8 * sum(p.numel() for group in model.parameter_groups() for p in group["params"]) // processes
     if str(cfg.optimizer._target_).startswith("bitsandbytes."):
-        make_optimizer(cfg)  # that it is installed
         groups = [parameter.numel() for group in model.parameter_groups() for parameter in group["params"]]
         # Two bytes of state, and two float32 for each block of 256; small tensors keep float32 (its min_8bit_size).
         return sum(2 * n + 8 * math.ceil(n / 256) if n >= 4096 else 8 * n for n in groups)
     plain = OmegaConf.merge(cfg.optimizer, {"fused": False}) if cfg.optimizer.get("fused") else cfg.optimizer
     optimizer = instantiate(plain)(model.parameter_groups())
-    optimizer.step()
+    with MetaNumbers():
+        optimizer.step()
     return _bytes(x for state in optimizer.state.values() for x in state.values() if isinstance(x, Tensor))
 
 

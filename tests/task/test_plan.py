@@ -99,6 +99,17 @@ def test_an_8_bit_optimizer_s_state_is_reckoned_as_it_is(tiny, tiny_conf) -> Non
     assert optimizer_bytes(cfg, model, 1) == pytest.approx(wanted, rel=0.01)
 
 
+def test_the_state_of_an_optimizer_that_asks_for_numbers_is_reckoned_as_it_is(tiny, tiny_conf) -> None:
+    cfg = composed(*PLAN, "optimizer=adafactor", f"base.path={tiny_conf.path}")
+    model = instantiate(cfg.model)(tiny)
+    optimizer = instantiate(cfg.optimizer)(model.parameter_groups())
+    for parameter in model.branch.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    wanted = sum(x.numel() * x.element_size() for state in optimizer.state.values() for x in state.values())
+    assert estimate(cfg, 1).optimizer == wanted < 4 * sum(p.numel() for p in model.branch.parameters())
+
+
 def test_the_plan_is_a_table_that_says_what_fits(capsys, tiny_conf, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     cfg = composed(*PLAN, "data.limit=300")
