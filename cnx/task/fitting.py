@@ -117,6 +117,13 @@ def autocast_dtype(cfg: DictConfig) -> torch.dtype | None:
     return None
 
 
+def coders_in_steps(cfg: DictConfig) -> list[str]:
+    """Which of vae and text_encoder each step needs, since what they encode is not encoded beforehand."""
+    cache, afresh = cfg.data.get("cache"), cfg.data.get("random_crop") or cfg.data.get("random_flip")
+    pictures, prompts = afresh or cache not in ("latents", "all"), cache != "all"
+    return ["vae"] * bool(pictures) + ["text_encoder"] * prompts
+
+
 def economise(cfg: DictConfig, model: Controlled) -> None:
     """Make `model` need less of its device, as `cfg.memory` and `cfg.compile` say, after its init.
 
@@ -128,9 +135,7 @@ def economise(cfg: DictConfig, model: Controlled) -> None:
         model.halve_locked(HALVES[_bare_trainer(cfg).precision])
     if memory.gradient_checkpointing:
         model.checkpoint_activations()
-    data = cfg.data
-    encoded_once = data.get("cache") == "all" and not data.get("random_crop") and not data.get("random_flip")
-    if memory.offload and encoded_once:  # what is needed in each step stays at hand
+    if memory.offload and not coders_in_steps(cfg):  # what each step needs stays at hand
         model.base.put_away()
     if cfg.compile:
         model.compile_blocks()

@@ -20,11 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from cnx.base import Base, find, find_folder
+from cnx.data.cache import IMAGES_AT_ONCE
 from cnx.data.module import Batch
 from cnx.errors import InputError
 from cnx.model import Controlled
 from cnx.task.fitting import (
     autocast_dtype,
+    coders_in_steps,
     count_micro_batches,
     economise,
     is_sharded,
@@ -124,6 +126,7 @@ def estimate(cfg: DictConfig, accumulated: int, processes: int = 1) -> Need:
     trained = [parameter for group in model.parameter_groups() for parameter in group["params"]]
     locked = [parameter for parameter in base.unet.parameters() if not parameter.requires_grad]
     coders = [parameter for part in (base.vae, base.text_encoder) for parameter in part.parameters()]
+    coders_away = bool(cfg.memory.offload) and not coders_in_steps(cfg)
 
     rows, side, chunk = cfg.data.batch_size, cfg.data.resolution, cfg.sampler.chunk
     settings: Any = base.text_encoder.config
@@ -135,6 +138,8 @@ def estimate(cfg: DictConfig, accumulated: int, processes: int = 1) -> Need:
         for counted in (flops, nullcontext()):
             ledger.peak = before = ledger.now
             with counted:
+                with MetaAutocast(None, cuda):  # where Lightning brings a batch to its device, there is no autocast yet
+                    encode(cfg, base)
                 with autocast:
                     batch, eps, t = _random_batch(cfg, text, rows, "meta")
                     loss = objective(model, batch, eps, t).mean()
@@ -155,7 +160,7 @@ def estimate(cfg: DictConfig, accumulated: int, processes: int = 1) -> Need:
             del drawn
             ledger.peak = before = ledger.now
             base.vae.decode(cast(Any, torch.empty(chunk, 4, side // 8, side // 8, device="meta")))
-            away = _bytes(base.vae.parameters()) if cfg.memory.offload else 0
+            away = _bytes(base.vae.parameters()) if coders_away else 0
             drawing = max(drawing, ledger.peak - before + away)
     trained_bytes, locked_bytes = _bytes(trained), _bytes(locked)
     if is_sharded(cfg):
@@ -169,7 +174,7 @@ def estimate(cfg: DictConfig, accumulated: int, processes: int = 1) -> Need:
         trained=trained_bytes,
         locked=locked_bytes,
         coders=_bytes(coders),
-        coders_away=bool(cfg.memory.offload),
+        coders_away=coders_away,
         gradients=gradients,
         optimizer=optimizer,
         average=_bytes(trained) if "ema" in cfg.callback else 0,
@@ -219,6 +224,17 @@ def empty_base(cfg: DictConfig) -> Base:
     return Base(vae, encoder, cast(Any, None), unet, scheduler)
 
 
+def encode(cfg: DictConfig, base: Base) -> None:
+    """Encode, of a micro-batch, what a step does not find in the cache: pictures, prompts, both or nothing."""
+    rows, side, needed = cfg.data.batch_size, cfg.data.resolution, coders_in_steps(cfg)
+    settings: Any = base.text_encoder.config
+    with torch.no_grad(), torch.device(base.device):
+        if "vae" in needed:
+            base.vae.encode(cast(Any, torch.zeros(min(rows, IMAGES_AT_ONCE), 3, side, side)))
+        if "text_encoder" in needed:
+            base.text_encoder(torch.zeros(rows, settings.max_position_embeddings, dtype=torch.long))
+
+
 def optimizer_bytes(cfg: DictConfig, model: Controlled, processes: int) -> int:
     """Bytes of the state that the optimizer keeps after its first step. Raises InputError if it is not installed."""
     make_optimizer(cfg)
@@ -258,9 +274,9 @@ def measure(cfg: DictConfig, text: tuple[int, int]) -> Measured:
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     beside = 0 if cuda else peak_memory_bytes() or 0  # of Python and its libraries
-    _, model = build(cfg)
+    base, model = build(cfg)
     economise(cfg, model)
-    data = Rehearsal(cfg, text)
+    data = Rehearsal(cfg, text, base)
     clock = Clock()
     trainer: Trainer = instantiate(
         cfg.trainer,
@@ -297,15 +313,20 @@ class Clock(Callback):
 
 
 class Rehearsal(LightningDataModule):
-    """Random batches of the run's shapes."""
+    """Random batches of the run's shapes; what a run encodes in each step, `base` encodes."""
 
-    def __init__(self, cfg: DictConfig, text: tuple[int, int]) -> None:
+    def __init__(self, cfg: DictConfig, text: tuple[int, int], base: Base) -> None:
         super().__init__()
+        self.cfg, self.base = cfg, base
         self.batch = _random_batch(cfg, text, cfg.data.batch_size, "cpu")[0]
         self.null_text = self.batch.text[:1]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return DataLoader(cast(Dataset[Batch], [self.batch] * 1000), batch_size=None)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        encode(self.cfg, self.base)
+        return batch
 
 
 def _random_batch(cfg: DictConfig, text: tuple[int, int], rows: int, device: str) -> tuple[Batch, Tensor, Tensor]:
@@ -367,11 +388,11 @@ def show(
     table.columns[2].justify = "right"
     half = " (half precision)" if cfg.memory.half_locked else ""
     kept = "recomputed in the backward pass" if cfg.memory.gradient_checkpointing else "kept for the backward pass"
-    coders = "VAE and text encoder, in main memory" if need.coders_away else "VAE and text encoder"
+    place = ", in main memory" if need.coders_away else ", which steps need" if coders_in_steps(cfg) else ""
     rows = (
         ("weights, trained", f"{need.trained_parameters / 1e6:,.1f} M parameters", need.trained),
         ("weights, locked", f"the UNet's{half}", need.locked),
-        ("", coders, 0 if need.coders_away else need.coders),
+        ("", f"VAE and text encoder{place}", 0 if need.coders_away else need.coders),
         ("gradients", "", need.gradients),
         ("optimizer", str(cfg.optimizer._target_).rpartition(".")[2], need.optimizer),
         *([("average", "of what is trained", need.average)] if need.average else []),
@@ -402,7 +423,7 @@ def show(
         )
         lines.append(
             f"Time: {measured.seconds:.3g} s a step, median of {cfg.measured_steps} measured here on random batches;"
-            f" an epoch takes {_time(epoch)}{length}, encoding and probes apart."
+            f" an epoch takes {_time(epoch)}{length}, filling the cache and probes apart."
         )
     else:
         lines.append("Time: not measured; it takes the base's weights and the device (one) on this machine.")

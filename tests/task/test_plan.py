@@ -11,8 +11,9 @@ from omegaconf import DictConfig
 import run
 from cnx.data.module import Batch
 from cnx.task import plan
+from cnx.task.fitting import economise
 from cnx.task.ledger import Ledger
-from cnx.task.plan import cache_bytes, count_pairs, estimate, optimizer_bytes
+from cnx.task.plan import cache_bytes, count_pairs, empty_base, encode, estimate, optimizer_bytes
 from cnx.task.run_folder import note_choices
 
 CONF = Path(run.__file__).parent / "conf"
@@ -108,6 +109,27 @@ def test_the_state_of_an_optimizer_that_asks_for_numbers_is_reckoned_as_it_is(ti
     optimizer.step()
     wanted = sum(x.numel() * x.element_size() for state in optimizer.state.values() for x in state.values())
     assert estimate(cfg, 1).optimizer == wanted < 4 * sum(p.numel() for p in model.branch.parameters())
+
+
+@pytest.mark.parametrize("given", ["data.random_flip=true", "data.cache=off", "data.cache=latents"])
+def test_coders_that_each_step_needs_are_at_hand_and_run_in_it(own_tiny, tiny_conf, given: str) -> None:
+    lean = (*PLAN, f"base.path={tiny_conf.path}", "memory.offload=true")
+    cached, cfg = estimate(composed(*lean), 1), composed(*lean, given)
+    need = estimate(cfg, 1)
+    model = instantiate(cfg.model)(own_tiny)
+    economise(cfg, model)
+    assert not need.coders_away and hasattr(own_tiny, "vae") and need.standing == cached.standing + need.coders
+    assert need.step >= cached.step and need.flop > cached.flop
+    with torch.device("meta"):
+        empty = empty_base(cfg)
+    with Ledger() as reckoned:
+        encode(cfg, empty)
+    with Ledger() as wanted:
+        if given == "data.cache=latents":
+            own_tiny.encode_text(["", ""])
+        else:
+            own_tiny.encode_images(torch.zeros(2, 3, 128, 128))
+    assert reckoned.peak == pytest.approx(wanted.peak, rel=0.1)
 
 
 def test_the_plan_is_a_table_that_says_what_fits(capsys, tiny_conf, tmp_path: Path, monkeypatch) -> None:
