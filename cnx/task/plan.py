@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -20,6 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from cnx.base import Base, find, find_folder
+from cnx.callback import Phases
+from cnx.callback.phases import CONVERGED
 from cnx.data.cache import IMAGES_AT_ONCE
 from cnx.data.module import Batch
 from cnx.errors import InputError
@@ -78,6 +80,11 @@ class Need:
         """Bytes at the peak of a probe, which is made between two steps."""
         return self.standing + self.drawing
 
+    @property
+    def peak(self) -> int:
+        """The most bytes that there are at any time."""
+        return max(self.training, self.probing)
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -94,20 +101,50 @@ def run(cfg: DictConfig) -> None:
     device are here, a few steps are measured too. Raises InputError as the run itself would.
     """
     note_choices(cfg)
+    stages = histories(cfg)
     processes = _devices(cfg)
     accumulated = count_micro_batches(cfg, processes)
-    need = estimate(cfg, accumulated, processes)
+    needs = {begun: estimate(cfg, accumulated, processes, begun) for begun in stages}
+    begun, need = max(needs.items(), key=lambda item: item[1].peak)
     pairs, prompts = count_pairs(cfg)
     measured = None
     if cfg.measured_steps and _can_run(cfg):
-        measured = measure(cfg, need.text)
-    show(cfg, need, measured, pairs, cache_bytes(cfg, pairs, prompts, need.text), accumulated, processes)
+        measured = measure(cfg, need.text, begun)
+    cache = cache_bytes(cfg, pairs, prompts, need.text)
+    show(cfg, need, measured, pairs, cache, accumulated, processes, begun if len(needs) > 1 else None)
 
 
-def estimate(cfg: DictConfig, accumulated: int, processes: int = 1) -> Need:
+def histories(cfg: DictConfig) -> list[tuple[int, ...]]:
+    """Which of `cfg.phases`, by their numbers from 1, a run may have behind it at one time or another, as they begin.
+
+    First comes (), none. Left out are phases that change neither links nor what is trained, and those of steps that the
+    run does not reach. Raises InputError as the run does for what a phase cannot be.
+    """
+    phases = Phases(cfg.phases)
+    phases.check(probed="probe" in cfg.callback)
+    end = cfg.trainer.max_steps if cfg.trainer.max_steps >= 0 else math.inf
+    moments = {n: phase["when"] for n, phase in enumerate(phases.phases, 1) if {"links", "unlock"} & phase.keys()}
+    converged = [n for n, when in moments.items() if when == CONVERGED]
+    dated = sorted((n for n, when in moments.items() if when != CONVERGED and when < end), key=moments.__getitem__)
+    # Convergence may come before, between and after the steps that are named.
+    orders = [(*dated[:at], *converged, *dated[at:]) for at in range(len(dated) + 1)]
+    return list(dict.fromkeys(order[:length] for order in orders for length in range(len(order) + 1)))
+
+
+def begin_phases(cfg: DictConfig, model: Controlled, begun: Sequence[int]) -> None:
+    """Wire `model` as it is once these of `cfg.phases` have begun, in this order."""
+    for number in begun:
+        phase = cfg.phases[number - 1]
+        if "links" in phase:
+            model.link(phase.links)
+        if "unlock" in phase:
+            model.unlock(phase.unlock)
+
+
+def estimate(cfg: DictConfig, accumulated: int, processes: int = 1, begun: Sequence[int] = ()) -> Need:
     """What each of `processes` devices needs as `cfg` says, with `accumulated` micro-batches to a step.
 
-    Raises InputError as the run itself would.
+    `begun` are the numbers of the phases that have begun, in their order. Raises InputError as the run itself would.
     """
     dtype = autocast_dtype(cfg)
     cuda = cfg.trainer.accelerator not in ("cpu",) and (
@@ -121,6 +158,7 @@ def estimate(cfg: DictConfig, accumulated: int, processes: int = 1) -> Need:
     autocast = MetaAutocast(dtype, cuda)
     if cfg.memory.gradient_checkpointing:
         model.checkpoint_activations(autocast.checkpoint)
+    begin_phases(cfg, model, begun)
     model.train()
     objective = instantiate(cfg.objective)
     trained = [parameter for group in model.parameter_groups() for parameter in group["params"]]
@@ -268,14 +306,15 @@ def cache_bytes(cfg: DictConfig, pairs: int, prompts: int, text: tuple[int, int]
     return 2 * (latents + embeddings)
 
 
-def measure(cfg: DictConfig, text: tuple[int, int]) -> Measured:
-    """Train on random batches for a few steps; `text` as in Need."""
+def measure(cfg: DictConfig, text: tuple[int, int], begun: Sequence[int] = ()) -> Measured:
+    """Train on random batches for a few steps; `text` as in Need, `begun` as for `estimate`."""
     cuda = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     beside = 0 if cuda else peak_memory_bytes() or 0  # of Python and its libraries
     base, model = build(cfg)
     economise(cfg, model)
+    begin_phases(cfg, model, begun)
     data = Rehearsal(cfg, text, base)
     clock = Clock()
     trainer: Trainer = instantiate(
@@ -370,8 +409,9 @@ def show(
     cache: int,
     accumulated: int,
     processes: int,
+    begun: Sequence[int] | None,
 ) -> None:
-    """Print the plan as tables."""
+    """Print the plan as tables; `begun` are the phases that it is of, None where none change what is needed."""
     console = rich.get_console()
     made_of = " ".join(f"{group}={cfg.choices.get(group)}" for group in ("base", "model", "trainer", "optimizer"))
     together = cfg.data.batch_size * accumulated * processes
@@ -384,6 +424,9 @@ def show(
         markup=False,
         soft_wrap=True,
     )
+    if begun is not None:
+        when = "before any begins" if begun == () else f"with phase {' and '.join(map(str, begun))} begun"
+        console.print(f"Phases change what the run needs; this is the most, {when}.", highlight=False, soft_wrap=True)
     table = Table("on each device", "what", "GiB", title="Memory, estimated")
     table.columns[2].justify = "right"
     half = " (half precision)" if cfg.memory.half_locked else ""
@@ -437,7 +480,7 @@ def _verdict(cfg: DictConfig, need: Need) -> str:
         gib = torch.cuda.get_device_properties(0).total_memory / GIB
     if gib is None:
         return "Whether that fits: give memory.device_gib=<GiB of the device>."
-    left = gib * GIB - BESIDE - max(need.training, need.probing)
+    left = gib * GIB - BESIDE - need.peak
     guess = f"{_gib(BESIDE)} GiB allowed for what CUDA keeps beside tensors (a guess)"
     if left >= 0:
         return f"Fits into {gib:g} GiB with {_gib(left)} GiB to spare, {guess}."

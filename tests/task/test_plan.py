@@ -10,10 +10,11 @@ from omegaconf import DictConfig
 
 import run
 from cnx.data.module import Batch
+from cnx.errors import InputError
 from cnx.task import plan
 from cnx.task.fitting import economise
 from cnx.task.ledger import Ledger
-from cnx.task.plan import cache_bytes, count_pairs, empty_base, encode, estimate, optimizer_bytes
+from cnx.task.plan import cache_bytes, count_pairs, empty_base, encode, estimate, histories, optimizer_bytes
 from cnx.task.run_folder import note_choices
 
 CONF = Path(run.__file__).parent / "conf"
@@ -109,6 +110,34 @@ def test_the_state_of_an_optimizer_that_asks_for_numbers_is_reckoned_as_it_is(ti
     optimizer.step()
     wanted = sum(x.numel() * x.element_size() for state in optimizer.state.values() for x in state.values())
     assert estimate(cfg, 1).optimizer == wanted < 4 * sum(p.numel() for p in model.branch.parameters())
+
+
+def test_the_plan_is_of_the_most_that_phases_make_of_a_run(capsys, tiny_conf, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = (*PLAN, f"base.path={tiny_conf.path}", "model=large_scale", "trainer.precision=bf16-mixed")
+    given += ("memory.half_locked=true", "measured_steps=0", "data.limit=300")
+    phased = composed(*given, "model.unlock=null", "phases=[{when: converged, unlock: all}]")
+    most = estimate(composed(*given, "model.unlock=all"), 1)
+    after = estimate(phased, 1, begun=(1,))
+    for needed in ("trained", "locked", "gradients", "optimizer", "step", "drawing", "flop"):
+        assert getattr(after, needed) == pytest.approx(getattr(most, needed), rel=1e-3)
+    note_choices(phased)
+    plan.run(phased)
+    out = capsys.readouterr().out
+    assert "this is the most, with phase 1 begun" in out
+    assert f"{most.trained_parameters / 1e6:,.1f} M parameters" in out
+
+
+def test_a_run_may_have_these_phases_behind_it() -> None:
+    def reached(*phases: str) -> list[tuple[int, ...]]:
+        return histories(composed(*PLAN, "trainer.max_steps=100", f"phases=[{','.join(phases)}]"))
+
+    assert reached() == reached("{when: 3, lr: 1e-4}") == reached("{when: 100, links: all}") == [()]
+    assert reached("{when: 9, unlock: null}", "{when: 3, unlock: all}") == [(), (2,), (2, 1)]
+    assert set(reached("{when: converged, unlock: all}", "{when: 3, links: all}")) == {(), (1,), (2,), (1, 2), (2, 1)}
+    for phase, named in (("{when: 3, unlock: some}", "phases.0..unlock=some"), ("{links: all}", "when is missing")):
+        with pytest.raises(InputError, match=named):
+            reached(phase)
 
 
 @pytest.mark.parametrize("given", ["data.random_flip=true", "data.cache=off", "data.cache=latents"])
