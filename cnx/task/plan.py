@@ -101,12 +101,14 @@ def run(cfg: DictConfig) -> None:
     device are here, a few steps are measured too. Raises InputError as the run itself would.
     """
     note_choices(cfg)
+    if not isinstance(cfg.measured_steps, int) or cfg.measured_steps < 0:
+        raise InputError(f"measured_steps={cfg.measured_steps}: must be a number of optimizer steps, or 0 for none")
     stages = histories(cfg)
+    pairs, prompts = count_pairs(cfg)  # which finds out, too, that micro-batches hold at least one
     processes = _devices(cfg)
     accumulated = count_micro_batches(cfg, processes)
     needs = {begun: estimate(cfg, accumulated, processes, begun) for begun in stages}
     begun, need = max(needs.items(), key=lambda item: item[1].peak)
-    pairs, prompts = count_pairs(cfg)
     measured = None
     if cfg.measured_steps and _can_run(cfg):
         measured = measure(cfg, need.text, begun)

@@ -16,6 +16,7 @@ from cnx.task.fitting import economise
 from cnx.task.ledger import Ledger
 from cnx.task.plan import cache_bytes, count_pairs, empty_base, encode, estimate, histories, optimizer_bytes
 from cnx.task.run_folder import note_choices
+from small_runs import launch
 
 CONF = Path(run.__file__).parent / "conf"
 
@@ -159,6 +160,28 @@ def test_coders_that_each_step_needs_are_at_hand_and_run_in_it(own_tiny, tiny_co
         else:
             own_tiny.encode_images(torch.zeros(2, 3, 128, 128))
     assert reckoned.peak == pytest.approx(wanted.peak, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "given, named",
+    [
+        (["measured_steps=-3"], "measured_steps=-3: must be"),
+        (["micro_batch=0"], "data.batch_size=0: must be at least 1"),
+        (["micro_batch=-1"], "data.batch_size=-1: must be at least 1"),
+        (["micro_batch=0", "batch_size=8"], "data.batch_size=0: must be at least 1"),
+        (["trainer.precision=bf16-true"], "trainer.precision=bf16-true: .*use 32-true"),
+        (
+            ["trainer.precision=32-true", "memory.half_locked=true"],
+            "memory.half_locked=true, trainer.precision=32-true: only",
+        ),
+        (["optimizer._target_=nowhere.Adam"], "pip install nowhere"),
+        (["phases=[{when: 3, unlock: some}]"], "unlock=some: must be decoder, all or null"),
+    ],
+)
+def test_what_no_run_can_have_no_plan_has(in_workplace: None, given: list[str], named: str) -> None:
+    with pytest.raises(SystemExit, match=named) as stopped:
+        launch("task=plan", "trainer.accelerator=cpu", "data.limit=300", *given)
+    assert "\n" not in str(stopped.value.code)
 
 
 def test_the_plan_is_a_table_that_says_what_fits(capsys, tiny_conf, tmp_path: Path, monkeypatch) -> None:
