@@ -23,6 +23,9 @@ from cnx.model.original import CONTROL, control_names, control_settings, publish
 SETTINGS = "cnx_settings"
 # Settings of a branch that change how it is computed, and not what.
 PASSING = ("upcast_attention",)
+# Published settings that neither weights nor metadata tell, by the name of the file: that one's links are averaged over
+# the picture.
+UNTOLD: dict[str, dict[str, Any]] = {"control_v11e_sd15_shuffle": {"global_pool_conditions": True}}
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def _read_file(file: Path, trust: str | None) -> SavedBranch:
     prefix = CONTROL if any(name.startswith(CONTROL) for name in weights) else ""
     try:
         told = control_settings(weights, prefix)
-        certain = told | json.loads(metadata.get(SETTINGS, "{}"))
+        certain = told | UNTOLD.get(file.stem, {}) | json.loads(metadata.get(SETTINGS, "{}"))
         with torch.device("meta"):  # shapes alone
             built: Any = ControlNetModel.from_config(published_heads(told) | certain)  # pyright: ignore[reportArgumentType]
         weights = from_original(weights, control_names(built.state_dict()), prefix)

@@ -215,3 +215,13 @@ def test_the_shipped_files_are_what_they_are_called(repository: Path) -> None:
     for folder, kind in shipped.items():
         file = repository / "pretrained" / folder / "diffusion_pytorch_model.safetensors"
         assert kind_of(read_weights(file, "trust")[0]) == kind
+
+
+def test_the_one_that_is_averaged_over_the_picture_is_known_by_its_name(branch: SavedBranch, tmp_path: Path) -> None:
+    file = tmp_path / "control_v11e_sd15_shuffle.safetensors"
+    OriginalFile([".safetensors"]).write(branch, file, dict)
+    saved = read_saved(file, "trust")
+    assert saved.settings["global_pool_conditions"] and "global_pool_conditions" in saved.told
+    DiffusersFolder().write(saved, tmp_path / "shuffle", dict)
+    OriginalFile([".pth"]).write(read_saved(tmp_path / "shuffle", "trust"), tmp_path / "other.pth", dict)
+    assert read_saved(tmp_path / "other.pth", "trust").settings["global_pool_conditions"]
