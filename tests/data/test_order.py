@@ -121,7 +121,9 @@ def test_every_rank_has_the_same_bucket_at_the_same_time(world):
 
 
 @pytest.mark.parametrize("accumulate", [2, 4, 30])
-@pytest.mark.parametrize("kind", [{}, {"shards": SHARDS, "buffer": 9}, {"buckets": SHARDS % 3}], ids=str)
+@pytest.mark.parametrize(
+    "kind", [{}, {"shards": SHARDS, "buffer": 9}, {"buckets": SHARDS % 3}], ids=["plain", "shards", "buckets"]
+)
 def test_every_step_of_several_micro_batches_is_made_of_as_many_items(kind, accumulate):
     """Also where the data set, of 70, is smaller than a step: 30 micro-batches of 4."""
     for world in (1, 2):
