@@ -74,6 +74,8 @@ def test_every_experiment_runs_for_two_steps(experiment: str) -> None:
     overrides = ["trainer.max_steps=2"] if steps else []
     if experiment.startswith("ablation_") or experiment == "prompt_dropout":
         overrides.append("callback.prompts.items=2")
+    if experiment == "cutenet_dogs":
+        overrides.append("batch_size=4")  # SMALL's micro-batch; its own is one pair
     folder = launch(f"experiment={experiment}", *overrides, *SMALL)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["experiment"] == experiment
