@@ -33,8 +33,8 @@ from cnx.task.train import base_settings, say
 
 SHEET_ITEMS, SHEET_SIDE = 24, 192  # pairs on the contact sheet, half of them with a problem at most; size in px
 GOOD, NOTE, WARNING, FAILS = "good", "note", "WARNING", "TRAINING FAILS"
-# How many times its contrast a map's brightness is where control begins late (docs/results.md): of normals 6, of black
-# lines on white 5.5, of maps that are learnt at once 4 at most.
+# How many times its contrast a map's brightness is where control begins late (docs/results.md): of normals 8, of black
+# lines on white 6, of maps that are learnt at once 4 at most.
 LIGHT = 5
 
 
