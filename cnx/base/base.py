@@ -101,7 +101,7 @@ class Base(nn.Module):
         else:
             pipeline = _read_pipeline(path, found, dtype, hub)
             parts = {name: getattr(pipeline, name) for name in (*PARTS, "tokenizer", "scheduler")}
-        check_channels(path, parts["unet"].config["in_channels"])
+            check_channels(path, parts["unet"].config["in_channels"])
         settings = parts["scheduler"].config
         predicted = settings.get("prediction_type", "epsilon")
         if predicted not in ("epsilon", "v_prediction"):

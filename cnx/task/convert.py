@@ -1,5 +1,6 @@
 """Write a ControlNet in another format, attach a fresh one to a base, or carry one to another base."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -59,7 +60,7 @@ def _given(cfg: DictConfig) -> tuple[SavedBranch, Weights]:
     place = find_branch(str(cfg["from"]), "from")
     branch = read_whole(place, trust=None if cfg.trust else "trust=true")
     settings, run = base_settings(cfg), place.parent
-    chosen = any(override.partition("=")[0].partition(".")[0] == "base" for override in given_overrides())
+    chosen = any(re.match(r"\+*base\b", override) for override in given_overrides())
     if place.name == "controlnet" and (run / "config.yaml").is_file() and not chosen:
         settings = own_base_settings(read_config(run), run)
     return branch, partial(original_weights, **settings)

@@ -9,8 +9,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 import run
+from cnx.base import Base
 from cnx.data.module import Batch
 from cnx.errors import InputError
+from cnx.model import Controlled
 from cnx.task import plan
 from cnx.task.fitting import economise
 from cnx.task.ledger import Ledger
@@ -86,14 +88,20 @@ def test_processes_that_divide_the_weights_need_less_each_but_for_a_probe(tiny_c
     assert two.drawing - plain.drawing == plain.trained + plain.locked
 
 
-def test_an_8_bit_optimizer_s_state_is_reckoned_as_it_is(tiny, tiny_conf) -> None:
-    pytest.importorskip("bitsandbytes")
-    cfg = composed(*PLAN, "optimizer=adam8bit", f"base.path={tiny_conf.path}")
-    model = instantiate(cfg.model)(tiny)
+def after_a_step(cfg: DictConfig, base: Base) -> tuple[Controlled, torch.optim.Optimizer]:
+    """A model and its optimizer with the state that a step leaves."""
+    model: Controlled = instantiate(cfg.model)(base)
     optimizer = instantiate(cfg.optimizer)(model.parameter_groups())
     for parameter in model.branch.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
+    return model, optimizer
+
+
+def test_an_8_bit_optimizer_s_state_is_reckoned_as_it_is(tiny, tiny_conf) -> None:
+    pytest.importorskip("bitsandbytes")
+    cfg = composed(*PLAN, "optimizer=adam8bit", f"base.path={tiny_conf.path}")
+    model, optimizer = after_a_step(cfg, tiny)
     kept = {
         id(x): x for state in optimizer.state.values() for name, x in state.items()
         if isinstance(x, torch.Tensor) and not name.startswith("qmap")
@@ -104,11 +112,7 @@ def test_an_8_bit_optimizer_s_state_is_reckoned_as_it_is(tiny, tiny_conf) -> Non
 
 def test_the_state_of_an_optimizer_that_asks_for_numbers_is_reckoned_as_it_is(tiny, tiny_conf) -> None:
     cfg = composed(*PLAN, "optimizer=adafactor", f"base.path={tiny_conf.path}")
-    model = instantiate(cfg.model)(tiny)
-    optimizer = instantiate(cfg.optimizer)(model.parameter_groups())
-    for parameter in model.branch.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
+    model, optimizer = after_a_step(cfg, tiny)
     wanted = sum(x.numel() * x.element_size() for state in optimizer.state.values() for x in state.values())
     assert estimate(cfg, 1).optimizer == wanted < 4 * sum(p.numel() for p in model.branch.parameters())
 
