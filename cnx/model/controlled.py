@@ -27,6 +27,17 @@ class Wiring(TypedDict):
     base_trained: bool
 
 
+class _Encoded(nn.Module):
+    """Stands for a hint encoder while what it would give is known: a branch runs its own, and takes maps alone."""
+
+    def __init__(self, encoded: Tensor) -> None:
+        super().__init__()
+        self.encoded = encoded
+
+    def forward(self, control: Tensor) -> Tensor:
+        return self.encoded
+
+
 class Controlled(nn.Module):
     """A base, a trainable control branch, and the links between them (ControlNet, arXiv 2302.05543, section 3.1).
 
@@ -160,16 +171,30 @@ class Controlled(nn.Module):
             module.train(mode)
         return self
 
+    def encode(self, control: Float[Tensor, "b m H W"]) -> Float[Tensor, "b c h w"]:
+        """What the hint encoder makes of control maps in [0, 1], which no noise level, prompt or x_t changes."""
+        return self.branch.controlnet_cond_embedding(control.contiguous(memory_format=torch.channels_last))
+
     def control(
         self,
         x_t: Float[Tensor, "b 4 h w"],
         t: Int[Tensor, " b"],
         text: Float[Tensor, "b n d"],
         control: Float[Tensor, "b m H W"],
+        encoded: Float[Tensor, "b c h w"] | None = None,
     ) -> Residuals:
-        """Run the control branch on control maps in [0, 1], eight times the latents' side; 3 channels for each."""
+        """Run the control branch on control maps in [0, 1], eight times the latents' side; 3 channels for each.
+
+        With what `encode` made of them the hint encoder is not run again.
+        """
         control = control.contiguous(memory_format=torch.channels_last)
-        down, mid = self.branch(x_t, t, text, control, return_dict=False)
+        encoder = self.branch.controlnet_cond_embedding
+        if encoded is not None:
+            self.branch.controlnet_cond_embedding = _Encoded(encoded)
+        try:
+            down, mid = self.branch(x_t, t, text, control, return_dict=False)
+        finally:
+            self.branch.controlnet_cond_embedding = encoder
         return Residuals(tuple(down), mid)
 
     def forward(

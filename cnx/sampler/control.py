@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -66,6 +67,11 @@ class Control:
         """The same control of some of the pictures."""
         return replace(self, maps=self.maps[pictures])
 
+    @cached_property
+    def encoded(self) -> Float[Tensor, "b c h w"]:
+        """What the branch's hint encoder makes of the maps: once for all steps, and for both halves of guidance."""
+        return self.model.encode(self.maps)
+
     def is_on(self, step: int, steps: int) -> bool:
         """Whether sampling step `step` of `steps`, counted from 0, is controlled."""
         return self.strength != 0 and step / steps >= self.start and (step + 1) / steps <= self.end
@@ -78,10 +84,10 @@ class Control:
         pictures = len(self.maps)
         guided = len(x_t) == 2 * pictures
         if guided and self.conditional_only:
-            spoken = self.model.control(x_t[pictures:], t[pictures:], text[pictures:], self.maps)
+            spoken = self.model.control(x_t[pictures:], t[pictures:], text[pictures:], self.maps, self.encoded)
         else:
-            maps = torch.cat([self.maps, self.maps]) if guided else self.maps
-            spoken = self.model.control(x_t, t, text, maps)
+            maps, encoded = (torch.cat([x, x]) if guided else x for x in (self.maps, self.encoded))
+            spoken = self.model.control(x_t, t, text, maps, encoded)
         links = [*spoken.down, spoken.mid]
         weights = self.weights(links, x_t)
         links = [link * (self.strength * weight) for link, weight in zip(links, weights, strict=True)]

@@ -155,3 +155,30 @@ def test_each_control_mode_is_what_it_says(
     assert control.conditional_only == conditional_only and (control.start, control.end) == (0, 1)
     links = [torch.zeros(1, 1, side, side) for side in (8, 4, 2)]
     assert control.weights(links, torch.zeros(1, 4, 8, 8)) == pytest.approx(weights)
+
+
+@pytest.mark.parametrize("conditional_only", [False, True])
+def test_each_map_is_encoded_once_for_all_steps_and_none_is_kept_for_the_next_drawing(
+    model: Any, second_model: Any, inputs: dict[str, Tensor], conditional_only: bool
+) -> None:
+    sizes: dict[str, list[int]] = {"first": [], "second": []}
+    branches = {"first": model.branch, "second": second_model.branch}
+    encoders = {name: branch.controlnet_cond_embedding for name, branch in branches.items()}
+    for name, encoder in encoders.items():
+        encoder.register_forward_hook(lambda module, maps, output, name=name: sizes[name].append(len(maps[0])))
+    controls = [Control(one, inputs["control"], conditional_only=conditional_only) for one in (model, second_model)]
+    once = drawn(model, inputs, *controls)
+    assert sizes == {"first": [3], "second": [3]}
+    assert all(branch.controlnet_cond_embedding is encoders[name] for name, branch in branches.items())
+
+    with torch.no_grad():
+        encoders["first"].conv_in.weight.mul_(-1)
+    assert not torch.equal(drawn(model, inputs, *controls), once)
+
+
+def test_links_of_an_encoded_map_are_those_of_the_map(model: Any, inputs: dict[str, Tensor]) -> None:
+    given = {"x_t": inputs["noise"], "t": torch.full((3,), 500), "text": inputs["text"], "control": inputs["control"]}
+    with torch.no_grad():
+        wanted, found = model.control(**given), model.control(**given, encoded=model.encode(inputs["control"]))
+    for ours, theirs in zip((*found.down, found.mid), (*wanted.down, wanted.mid), strict=True):
+        assert torch.equal(ours, theirs)
