@@ -44,8 +44,7 @@ class Rows:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        shape = folder / "shape.json"
-        self.shape: tuple[int, ...] | None = tuple(json.loads(shape.read_text())) if shape.is_file() else None
+        self.shape: tuple[int, ...] | None = None
         self._map()
 
     def __reduce__(self) -> tuple[type["Rows"], tuple[Path]]:
@@ -99,7 +98,9 @@ class Rows:
             raise InputError(f"{what} are not finite in half precision; load the base in float32")
         if self.shape is None:
             self.shape = rows.shape[1:]
-            _write_at(self.folder / "shape.json", 0, json.dumps(self.shape).encode())
+            part = self.folder / "shape.json.part"
+            _write_at(part, 0, json.dumps(self.shape).encode())
+            part.replace(self.folder / "shape.json")  # whole or not at all, for who looks without the lock
         entries = np.zeros(len(rows), dtype=ENTRY)
         entries["digest"] = digests
         entries["checksum"] = [zlib.crc32(row.tobytes()) for row in rows]
@@ -119,6 +120,9 @@ class Rows:
 
     def _map(self) -> None:
         rows, entries = self.folder / "rows.bin", self.folder / "entries.bin"
+        shape_file = self.folder / "shape.json"
+        if self.shape is None and shape_file.is_file():  # by now: another process may have made the folder
+            self.shape = tuple(json.loads(shape_file.read_text()))
         count = 0
         if self.shape is not None and rows.is_file() and entries.is_file():
             count = min(rows.stat().st_size // self.row_bytes, entries.stat().st_size // ENTRY.itemsize)

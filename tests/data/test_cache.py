@@ -171,6 +171,21 @@ def test_of_several_processes_each_picture_is_encoded_by_one(write_folder, cache
     assert sum(done) == 40
 
 
+def test_who_came_before_the_first_row_adds_behind_the_rows_of_others(cache):
+    """Two runs begin on an empty cache: rows that one has mapped must not be written anew by the other."""
+    digests = np.array([hashlib.sha256(bytes([i])).digest() for i in range(3)], dtype="V32")
+    values = np.arange(12, dtype=np.float16).reshape(3, 4)
+    early, late = Rows(cache / "rows"), Rows(cache / "rows")
+    with early.locked():
+        early.add(digests[:2], values[:2], "rows")
+    early.refresh()
+    with late.locked():
+        assert late.find(digests).tolist() == [0, 1, -1]
+        late.add(digests[2:], values[2:], "rows")
+    assert np.array_equal(early[[0, 1]], values[:2])
+    assert np.array_equal(Rows(cache / "rows")[[0, 1, 2]], values)
+
+
 def test_a_second_process_waits_and_says_so(write_folder, cache, base, make_base, capsys):
     items = read_folder(write_folder(20))
     rows, _ = latents_of(base, items[:16], cache)
