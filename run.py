@@ -176,7 +176,7 @@ def command_line() -> None:
     except InputError as error:
         sys.exit(f"cnx: {error}")
     except KeyboardInterrupt:
-        sys.exit("cnx: stopped" + (f". {how_to_go_on(Sweep.under_way)}" if Sweep.under_way else ""))
+        sys.exit("cnx: stopped" + (f". {how_to_go_on(Sweep.folder)}" if Sweep.folder else ""))
     except Exception as error:
         line = line_for_mistake(error) if full_error == "0" else None
         if line:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from cnx.task.sweep import installed, jobs_of
+from cnx.task.sweep import installed, jobs_of, resumed_arguments
 from small_runs import REPOSITORY
 from small_runs import SMALL as SMALL_RUN
 
@@ -126,6 +126,17 @@ def test_a_run_that_fails_stops_no_other_and_is_reported_by_name(capsys: pytest.
     assert [row["status"].split(":")[0] for row in comparison(sweep)] == ["finished", "failed"]
     assert not (sweep / "jobs" / "0.txt").exists()  # bad input is no bug: its line says it all
 
+    finished = jobs_of(sweep)[1]
+    assert finished.folder
+    finished.folder.rename("elsewhere")
+    assert command(f"resume={sweep}") == 1
+    said = capsys.readouterr().out
+    assert "0 of them finished" not in said and "2 of 2 runs have not finished" in said
+    assert f"data.heldout=0.2: finished, but {finished.folder} is not there; move it back, or delete" in said
+    finished.file.unlink()
+    assert command(f"resume={sweep}") == 1
+    assert states(sweep) == ["failed", "finished"] and jobs_of(sweep)[1].run_folder != finished.run_folder
+
 
 def test_ctrl_c_stops_the_sweep_and_says_how_to_go_on(tmp_path: Path) -> None:
     arguments = ["-m", "seed=0,1", "trainer.max_steps=4", *SMALL, mishaps(tmp_path, job0="ctrl_c")]
@@ -174,6 +185,23 @@ def test_the_runs_of_a_sweep_are_one_wandb_group(monkeypatch: pytest.MonkeyPatch
     (job,) = jobs_of(sweep)
     assert job.folder
     assert f"group: sweep/{sweep.name}" in (job.folder / "config.yaml").read_text()
+
+
+def test_another_launcher_takes_no_options_of_the_last_one_s(tmp_path: Path) -> None:
+    started = ["seed=0,1", "launcher=joblib", "hydra.launcher.n_jobs=2"]
+    (tmp_path / "sweep.json").write_text(json.dumps({"arguments": started, "jobs": []}))
+    folder = f"hydra.sweep.dir='{tmp_path}'"
+    assert resumed_arguments([f"resume={tmp_path}"]) == ["-m", *started, folder]
+    assert resumed_arguments([f"resume={tmp_path}", "hydra.launcher.n_jobs=4"]) == [
+        "-m", "seed=0,1", "launcher=joblib", "hydra.launcher.n_jobs=4", folder,
+    ]  # fmt: skip
+    assert resumed_arguments([f"resume={tmp_path}", "launcher=local"]) == ["-m", "seed=0,1", "launcher=local", folder]
+
+
+def test_a_damaged_record_of_a_sweep_is_named(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text('{"arguments": [')
+    said = command(f"resume={tmp_path}")
+    assert isinstance(said, str) and said.startswith(f"cnx: {tmp_path / 'sweep.json'}: is damaged")
 
 
 def test_sweeps_show_in_tab_completion() -> None:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cnx.errors import InputError
 from cnx.report.comparison import Comparison, read_comparison
 from cnx.report.curves import save_png
 from cnx.report.grid import save_image
@@ -40,18 +41,23 @@ def compare(
         missing: why runs are missing, {name: reason}. A name that is none of the `runs` is a run without a folder.
 
     Raises:
-        InputError: none of the runs is finished; nothing is written.
+        InputError: none of the runs is finished, a file of theirs is damaged, or `out` is no folder; nothing is
+            written.
     """
     comparison = read_comparison([Path(run) for run in runs], missing or {}, title)
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     entries, panels = comparison.entries, comparison.panels()
+    wall = picture_wall([entry.run for entry in entries], [entry.label for entry in entries])
+    prompts = comparison.prompt_wall()
+    page = comparison_page(comparison, wall, prompts, out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"out={out}: is a file, or lies in one; give a folder") from None
     if panels:
         save_png(panels, out / "fidelity.png")
-    wall = picture_wall([entry.run for entry in entries], [entry.label for entry in entries])
     if wall:
         save_image(wall, out / "wall.png")
-    prompts = comparison.prompt_wall()
     if prompts:
         save_image(prompts, out / "prompts.png")
     _write_csv(comparison, out / "comparison.csv")
@@ -63,7 +69,7 @@ def compare(
     notes = [f"{note}\n" for note in comparison.notes]
     tables = [table.markdown() for table in comparison.tables]
     write(out / "comparison.md", "\n".join([f"# {title}\n", *tables[:1], *notes, *pictures, *tables[1:]]))
-    write(out / "report.html", comparison_page(comparison, wall, prompts, out))
+    write(out / "report.html", page)
     return comparison
 
 

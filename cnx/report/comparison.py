@@ -125,7 +125,7 @@ def number(value: float | None, form: str) -> str:
 
 def _entries(runs: Sequence[SavedRun], missing: dict[str, str]) -> list[Entry]:
     begun = [run for run in runs if run.config]
-    columns = find_varied([run.config for run in begun])
+    columns = find_varied([run.config for run in begun], _versions(begun))
     short = short_names(columns)
     groups = {group for run in begun for group in run.config.get("choices") or {}}
     entries = []
@@ -135,16 +135,26 @@ def _entries(runs: Sequence[SavedRun], missing: dict[str, str]) -> list[Entry]:
             entries.append(Entry(run, {}, run.name, run.name, why))
             continue
         varied = {column: values[begun.index(run)] for column, values in columns.items()}
+        own = str(run.config.get("name") or run.name)
         named = [
-            value if column in groups else f"{short[column]} {value}"
+            f"{short[column]} {value}" if column not in groups else value if value != "null" else _none_of(column, own)
             for column, value in varied.items()
             if column != "seed" and value != ABSENT and not brought(columns, column)
         ]
-        arm = ", ".join(named) or str(run.config.get("name") or run.name)
+        arm = ", ".join(named) or own
         label = f"{arm}, seed {varied['seed']}" if "seed" in varied else arm
         entries.append(Entry(run, varied, arm, label, None if run.summary else why))
     planned = [Entry(SavedRun(Path(name)), {}, name, name, why) for name, why in missing.items()]
     return entries + planned
+
+
+def _versions(runs: Sequence[SavedRun]) -> list[str]:
+    return [str(run.summary.get("git_commit")) for run in runs]
+
+
+def _none_of(group: str, own: str) -> str:
+    """What to call a run with no option of a group: without an experiment it goes by its own name."""
+    return own if group == "experiment" else f"no {group}"
 
 
 def _run_table(arms: Mapping[str, Sequence[Entry]]) -> Table:
@@ -226,7 +236,14 @@ def _conditions(arms: Mapping[str, Sequence[Entry]]) -> list[str]:
 
 def _missing_table(absent: Sequence[Entry]) -> Iterator[Table]:
     if absent:
-        rows = [[entry.run.name, entry.label if entry.varied else NO_VALUE, entry.missing or ""] for entry in absent]
+        rows = [
+            [
+                entry.run.name if entry.varied else entry.label,
+                entry.label if entry.varied else NO_VALUE,
+                entry.missing or "",
+            ]
+            for entry in absent
+        ]
         heads = ["run", "arm", "why"]
         yield Table("Missing", heads, rows, words=set(heads))
 
@@ -269,9 +286,12 @@ def _notes(arms: Mapping[str, Sequence[Entry]]) -> Iterator[str]:
         )
     if any(run.probe.get("degenerate") for run in runs):
         yield "*: floor and ceiling coincide, so this base cannot show control; its fidelity is 0 by definition."
-    commits = sorted({str(run.summary.get("git_commit")) for run in runs})
+    commits = sorted(set(_versions(runs)))
     if len(commits) > 1:
         yield f"Made by different commits of the code: {', '.join(commits)}."
+    newer = [name for name in find_varied([run.config for run in runs]) if name not in entries[0].varied]
+    if newer:
+        yield f"Not compared, because some of these commits do not have it: {', '.join(newer)}."
     drawing = [run for run in runs if run.pictured()]
     conditions = _conditions(arms)
     if len(conditions) > 1:
@@ -279,8 +299,11 @@ def _notes(arms: Mapping[str, Sequence[Entry]]) -> Iterator[str]:
             f"Fidelity is measured by each run's own condition ({', '.join(conditions)}): where one has more than"
             " another, it need not obey better."
         )
-    if drawing and not shared_items(drawing, by="control" if len(conditions) == 1 else "target")[0]:
-        yield "The runs share no held-out item: their fidelities are of different items."
+    shared = shared_items(drawing, by="control" if len(conditions) == 1 else "target")
+    drawn = max((len(run.heldout.prompts) for run in drawing if run.heldout), default=0)
+    if drawing and len(shared[0]) < drawn:
+        number_shared = f"{len(shared[0])} of {drawn} held-out items" if shared[0] else "no held-out item"
+        yield f"The runs share {number_shared}: their fidelities are of different items."
     labels = [entry.label for entry in entries]
     twice = [label for label in dict.fromkeys(labels) if labels.count(label) > 1]
     if twice:

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,18 +116,21 @@ def svg(panel: Panel, name: str) -> Markup:
 
 def _draw(panels: Sequence[Panel], width: float, height: float) -> Figure:
     arms = list(dict.fromkeys(curve.arm for panel in panels for curve in panel.curves))
-    figure = Figure(figsize=(width * len(panels), height + 0.1 * len(arms)), layout="constrained")
+    letters = int(width * len(panels) * 12) - 8  # of a line of the legend
+    names = [textwrap.fill(arm, letters).replace("$", r"\$") for arm in arms]  # two $ would enclose a formula
+    lines = sum(name.count("\n") + 1 for name in names)
+    figure = Figure(figsize=(width * len(panels), height + 0.1 * lines), layout="constrained")
     for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         _draw_panel(axes, panel, arms)
     curves = [curve for panel in panels for curve in panel.curves]
-    handles = [Line2D([], [], label=arm, **_look(i)) for i, arm in enumerate(arms) if len(arms) > 1]
+    handles = [Line2D([], [], label=name, **_look(i)) for i, name in enumerate(names) if len(arms) > 1]
     if any(curve.converged is not None for curve in curves):
         handles.append(Line2D([], [], label="convergence step", **RING))
     if any(curve.phases for curve in curves):
         handles.append(Line2D([], [], label="a phase begins", **BAR))
     if handles:
-        longest = max(len(str(handle.get_label())) for handle in handles)
-        room = int(width * len(panels) * 12 / (longest + 8)) or 1
+        longest = max(len(line) for handle in handles for line in str(handle.get_label()).splitlines())
+        room = (letters + 8) // (longest + 8) or 1
         figure.legend(handles=handles, loc="outside lower left", ncols=min(room, len(handles)), frameon=False)
     return figure
 

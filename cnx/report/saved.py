@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from cnx.errors import InputError
 
@@ -44,7 +46,7 @@ class SavedRun:
     def config(self) -> dict[str, Any]:
         """The resolved configuration."""
         file = self.folder / "config.yaml"
-        config: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+        config: Any = OmegaConf.to_container(read_yaml(file)) if file.is_file() else {}
         return config
 
     @cached_property
@@ -118,7 +120,9 @@ class SavedRun:
     def where(self) -> str:
         """How far an unfinished run has come, in words."""
         if not self.config:
-            return "not begun: no config.yaml"
+            return (
+                "its config.yaml is empty" if (self.folder / "config.yaml").is_file() else "not begun: no config.yaml"
+            )
         steps = self.rows[-1]["optimizer_step"] if self.rows else 0
         return f"not finished: no summary.json; last row of metrics.csv at step {int(steps):,}"
 
@@ -128,10 +132,8 @@ class SavedRun:
         file = self.folder / "samples" / "heldout.npz"
         if not file.is_file():
             return None
-        with np.load(file) as saved:
-            return HeldOut(
-                saved["control"], saved["target"], saved["reconstruction"], [str(prompt) for prompt in saved["prompts"]]
-            )
+        control, target, reconstruction, prompts = _arrays(file, "control", "target", "reconstruction", "prompts")
+        return HeldOut(control, target, reconstruction, [str(prompt) for prompt in prompts])
 
     def pictured(self) -> list[int]:
         """The optimizer steps of probes whose samples are there, in order."""
@@ -141,8 +143,8 @@ class SavedRun:
 
     def samples(self, step: int) -> UInt8[np.ndarray, "n h w 3"]:
         """The samples of the probe at `step`, one of `pictured()`."""
-        with np.load(self._samples(step)) as saved:
-            return saved["samples"]
+        (samples,) = _arrays(self._samples(step), "samples")
+        return samples
 
     def _samples(self, step: int) -> Path:
         return self.folder / "samples" / f"step_{step:06d}.npz"
@@ -155,6 +157,24 @@ class SavedRun:
             return json.loads(file.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise InputError(f"{file}:{error.lineno}: no JSON ({error.msg}); mend or delete it") from error
+
+
+def read_yaml(file: Path) -> Any:
+    """What `OmegaConf.load` makes of a file. Raises InputError if it is no YAML."""
+    try:
+        return OmegaConf.load(file)
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        line = " ".join(str(error).split())
+        raise InputError(f"{file}: cannot be read as YAML ({line}); mend it, or leave the run out") from error
+
+
+def _arrays(file: Path, *names: str) -> list[np.ndarray]:
+    """The arrays of those names in a file of numpy's. Raises InputError if it is damaged."""
+    try:
+        with np.load(file) as saved:
+            return [saved[name] for name in names]
+    except (ValueError, EOFError, KeyError, OSError, BadZipFile) as error:
+        raise InputError(f"{file}: is damaged ({error}); delete it, and the run is shown without it") from error
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:

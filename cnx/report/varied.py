@@ -18,31 +18,36 @@ INCIDENTAL = (
     "callback.probe.every",
     "callback.probe.gain_every",
 )
-INCIDENTAL_CHOICES = ("task", "logger", "sweep", "launcher", "sweeper")
+INCIDENTAL_CHOICES = ("task", "logger", "callback", "sweep", "launcher", "sweeper")
 
 
-def find_varied(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+def find_varied(configs: Sequence[Mapping[str, Any]], versions: Sequence[str] = ()) -> dict[str, list[str]]:
     """What differs between `configs`: {column: its value in each run, as text}, in the order in which to show it.
 
     Choices of groups come first (`init`), then single keys (`optimizer.lr`), then `seed`. Left out is what a differing
     choice brings with it, unless runs with the same choice differ in it too, and what repeats another column: the
     configurations are resolved, so an interpolation shows as a second key with the same values. Where such keys do not
     end alike, they share a column under both names, so that nothing is hidden that only looks like an interpolation.
+
+    `versions`: of the code that each run was made by. What one version has and another has not, with one value
+    wherever it is, is left out too: the older code could not do otherwise.
     """
     choices = [dict(config.get("choices") or {}) for config in configs]
-    columns: dict[str, list[str]] = {}
-    for group in sorted({group for chosen in choices for group in chosen}, key=_choice_order):
-        values = [show(chosen[group]) if group in chosen else ABSENT for chosen in choices]
-        if group not in INCIDENTAL_CHOICES and len(set(values)) > 1:
-            columns[group] = values
+    chosen: dict[str, list[str]] = {}
+    for group in sorted({group for taken in choices for group in taken}, key=_choice_order):
+        values = [show(taken[group]) if group in taken else ABSENT for taken in choices]
+        if len(set(values)) > 1 and not _came_with(versions, values):
+            chosen[group] = values
+    columns = {group: values for group, values in chosen.items() if group not in INCIDENTAL_CHOICES}
 
     flat = [_flatten(config) for config in configs]
     differing: dict[str, list[str]] = {}
     for key in sorted({key for values in flat for key in values}, key=_key_order):
         values = [values.get(key, ABSENT) for values in flat]
-        if len(set(values)) > 1 and not any(key == one or key.startswith(f"{one}.") for one in INCIDENTAL):
+        incidental = any(key == one or key.startswith(f"{one}.") for one in INCIDENTAL)
+        if len(set(values)) > 1 and not incidental and not _came_with(versions, values):
             differing[key] = values
-    brought = {key: values for key, values in differing.items() if _determines(columns.get(key.split(".")[0]), values)}
+    brought = {key: values for key, values in differing.items() if _determines(chosen.get(key.split(".")[0]), values)}
     for key, values in differing.items():
         if key in brought or any(_repeats(key, values, *known) for known in brought.items()):
             continue
@@ -83,6 +88,12 @@ def short_names(columns: Iterable[str]) -> dict[str, str]:
     ends = [first.split(".")[-1] for first in firsts.values()]
     unique = {end for end in ends if ends.count(end) == 1}
     return {column: end if (end := first.split(".")[-1]) in unique else first for column, first in firsts.items()}
+
+
+def _came_with(versions: Sequence[str], values: list[str]) -> bool:
+    """Whether some versions have a setting, of one value, and the others have it not."""
+    lacking = ABSENT in values and len(set(values)) == 2
+    return lacking and len(set(versions)) > 1 and _determines(list(versions), values)
 
 
 def _determines(choice: list[str] | None, values: list[str]) -> bool:

@@ -20,11 +20,12 @@ def run(cfg: DictConfig) -> None:
         raise InputError(
             f"compare={cfg.compare}: give run folders as a list, 'compare=[runs/default/a,runs/default/b]'"
         )
-    folders = list(dict.fromkeys(Path(folder) for folder in cfg.compare))
-    for folder in folders:
+    runs: dict[Path, Path] = {}
+    for folder in map(Path, cfg.compare):
         read_config(folder)  # that it is a run folder
+        runs.setdefault(folder.resolve(), folder)  # named twice, by whatever path, it is one run
     out = Path(cfg.out or Path(cfg.runs) / "compare" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
-    comparison = compare(folders, out)
+    comparison = compare(list(runs.values()), out)
     console = rich.get_console()
     console.print(comparison)
     console.print(f"Comparison {out}: open {out / 'report.html'}", soft_wrap=True, markup=False, highlight=False)

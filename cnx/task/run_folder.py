@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cnx.errors import InputError
+from cnx.report.saved import read_yaml
 from cnx.task.sweep import Job, typed
 
 # Where rank zero tells the processes that Lightning starts for the other devices which folder is the run's.
@@ -86,7 +87,7 @@ def read_config(folder: Path) -> DictConfig:
     file = folder / "config.yaml"
     if not file.is_file():
         raise InputError(f"{folder}: no config.yaml, so it is no run folder; runs are in runs/<experiment>/<time>")
-    cfg = OmegaConf.merge(BEFORE, OmegaConf.load(file))
+    cfg = OmegaConf.merge(BEFORE, read_yaml(file))
     assert isinstance(cfg, DictConfig)
     if "data" in cfg and "cache_folder" not in cfg.data:  # older runs called the folder data.cache, and cached all
         cfg.data.cache_folder, cfg.data.cache = cfg.data.get("cache", "cache"), "all"

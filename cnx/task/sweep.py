@@ -64,7 +64,7 @@ class Job:
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        return cls(sweep=file.parent.parent, **json.loads(file.read_text(encoding="utf-8")))
+        return cls(sweep=file.parent.parent, **_read_json(file, "delete it, and that run is begun anew"))
 
     @classmethod
     def current(cls) -> Self | None:
@@ -83,6 +83,11 @@ class Job:
     def folder(self) -> Path | None:
         """The run folder, relative to the working directory."""
         return Path(os.path.relpath(self.sweep / self.run_folder)) if self.run_folder else None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the run was finished, and its folder is not where it was."""
+        return self.state == "finished" and self.folder is not None and _summary(self) is None
 
     def to_json(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if key != "sweep"}
@@ -117,7 +122,7 @@ def jobs_of(sweep: Path) -> list[Job]:
 def gather(sweep: Path, arguments: Sequence[str] | None = None) -> None:
     """Write sweep.json: what was typed (`arguments`, or as it stands there) and every job."""
     file = sweep / "sweep.json"
-    given = json.loads(file.read_text(encoding="utf-8"))["arguments"] if arguments is None else [*arguments]
+    given = _read_json(file, NO_ARGUMENTS)["arguments"] if arguments is None else [*arguments]
     _write_json(file, {"arguments": given, "jobs": [job.to_json() for job in jobs_of(sweep)]})
 
 
@@ -140,9 +145,11 @@ class Sweep(Callback):
     """What Hydra calls before the first and after the last job of a sweep, in the process that was started.
 
     Attributes:
-        under_way: the sweep folder from its first job until its comparison is begun.
+        folder: the sweep folder, from the first job on.
+        under_way: the same, until its comparison is begun.
     """
 
+    folder: ClassVar[Path | None] = None
     under_way: ClassVar[Path | None] = None
 
     @_ending_the_program
@@ -161,7 +168,7 @@ class Sweep(Callback):
             config.hydra.sweep.dir = str(sweep)
             config.hydra.overrides.hydra = [*kept, f"hydra.sweep.dir='{sweep}'"]  # each job is composed from these
         earlier = jobs_of(sweep)
-        if earlier and jobs and [job.overrides for job in earlier] != jobs:
+        if jobs and any(job.number >= len(jobs) or job.overrides != jobs[job.number] for job in earlier):
             raise InputError(f"{sweep}: holds other runs than this command makes; start a new sweep")
         (sweep / "jobs").mkdir(parents=True, exist_ok=True)
         for number, overrides in enumerate(jobs or []):
@@ -169,8 +176,8 @@ class Sweep(Callback):
             if not job.file.exists():
                 _write_json(job.file, job.to_json())
         gather(sweep, [*arguments, *(override for override in kept if not override.startswith("hydra.mode="))])
-        Sweep.under_way = sweep
-        done = sum(job.state == "finished" for job in earlier)
+        Sweep.folder = Sweep.under_way = sweep
+        done = sum(job.state == "finished" and not job.is_lost for job in earlier)
         count = f"{len(jobs)} runs" if jobs else "runs as the sweeper chooses them"
         _say(f"Sweep {sweep}: {count}" + (f", {done} of them finished" if done else ""))
 
@@ -211,13 +218,19 @@ def conclude(sweep: Path) -> int:
     gather(sweep)
     jobs = jobs_of(sweep)
     common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+
+    def what(job: Job) -> str:
+        return " ".join(override for override in job.overrides if override not in common) or f"job {job.number}"
+
     missing = {
-        " ".join(override for override in job.overrides if override not in common) or f"job {job.number}": job.state
-        + (f": {job.error}" if job.error else "")
-        for job in jobs
-        if job.state != "finished"
+        what(job): job.state + (f": {job.error}" if job.error else "") for job in jobs if job.state != "finished"
     }
-    finished = [job.folder for job in jobs if job.state == "finished" and job.folder]
+    missing |= {
+        what(job): f"finished, but {job.folder} is not there; move it back, or delete {job.file} to do it again"
+        for job in jobs
+        if job.is_lost
+    }
+    finished = [job.folder for job in jobs if job.state == "finished" and job.folder and not job.is_lost]
     if finished:
         rich.get_console().print(compare(finished, sweep, missing=missing, title=f"Sweep {sweep.name}"))
         _say(f"The comparison is in {sweep}")
@@ -234,7 +247,7 @@ def conclude_after_failure() -> None:
     """Conclude a sweep whose launcher has failed: Hydra calls nobody then, and what had finished stands."""
     sweep, Sweep.under_way = Sweep.under_way, None
     if sweep:
-        _say("cnx: the launcher has failed, for the reason above")
+        _say("cnx: the launcher has failed, for the reason above; resume= takes another, or other options of it")
         conclude(sweep)
 
 
@@ -358,8 +371,10 @@ def resumed_arguments(arguments: Sequence[str]) -> list[str]:
     for argument in more:
         if not argument.startswith(("launcher=", "hydra.launcher.", "-")):
             raise InputError(f"{argument}: a resumed sweep keeps what it was started with; leave it out")
-    started = json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))["arguments"]
+    started = _read_json(sweep / "sweep.json", NO_ARGUMENTS)["arguments"]
     given = {argument.partition("=")[0] for argument in more}
+    if "launcher" in given:  # another has other options
+        started = [argument for argument in started if not argument.startswith("hydra.launcher.")]
     kept = [argument for argument in started if argument.partition("=")[0] not in given]
     return ["-m", *kept, *more, f"hydra.sweep.dir='{sweep}'"]
 
@@ -374,6 +389,16 @@ def _new_folder(folder: Path) -> Path:
         except FileExistsError:  # another sweep began in the same second
             continue
     raise InputError(f"{folder}: is taken, and so are a thousand names like it")
+
+
+NO_ARGUMENTS = "it held what the sweep was started with; start a new sweep"
+
+
+def _read_json(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: is damaged ({error}); {remedy}") from error
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from cnx.errors import InputError
 from cnx.report.compare import compare
+from cnx.report.curves import _draw
 from cnx.report.page import run_report
 from cnx.report.saved import SavedRun
 from cnx.report.table import Table
@@ -104,6 +105,62 @@ def test_missing_runs_are_listed_and_never_dropped(save_run: SaveRun, out: Path,
         assert all(name in text for name in missing)
 
 
+def test_a_run_that_never_began_is_named_in_full(save_run: SaveRun, out: Path) -> None:
+    never = {"data.root=data/mine init=scratch": "failed", "data.root=other/mine init=scratch": "planned"}
+    comparison = compare([save_run("done")], out, missing=never)
+    assert list(table(list(comparison.tables), "Missing")) == list(never)
+
+
+def test_an_arm_without_an_option_is_named(save_run: SaveRun, out: Path) -> None:
+    runs = [
+        save_run("a", choices={"experiment": "transfer", "average": "ema"}),
+        save_run("b", choices={"experiment": None, "average": "ema"}),
+        save_run("c", choices={"experiment": None, "average": None}),
+    ]
+    assert list(compare(runs, out).arms) == ["transfer, ema", "test, ema", "test, no average"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.yaml", b"a: [1"),
+        ("samples/heldout.npz", b"PK no archive"),
+        ("samples/step_000300.npz", b""),
+        ("samples/probe.json", b'{"floor'),
+    ],
+)
+def test_a_damaged_file_is_named_and_nothing_is_written(
+    save_run: SaveRun, out: Path, file: str, content: bytes
+) -> None:
+    damaged = save_run("damaged")
+    (damaged / file).write_bytes(content)
+    with pytest.raises(InputError, match=f"{damaged / file}") as error:
+        compare([save_run("whole"), damaged], out)
+    assert "\n" not in str(error.value) and not out.exists()
+
+
+def test_a_file_is_no_place_for_a_comparison(save_run: SaveRun, out: Path) -> None:
+    out.write_text("mine")
+    for place in (out, out / "below"):
+        with pytest.raises(InputError, match="give a folder"):
+            compare([save_run("whole")], place)
+    assert out.read_text() == "mine"
+
+
+def test_long_names_and_dollars_fit_into_a_legend(save_run: SaveRun, out: Path) -> None:
+    prompt = "a bird that costs $5_{ and $6, " * 8
+    runs = [save_run("a", default_prompt="a bird"), save_run("b", default_prompt=prompt)]
+    comparison = compare(runs, out)
+    figure = _draw(comparison.panels(), width=4.5, height=3.2)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert legend.get_window_extent().x1 <= figure.bbox.x1
+    shown = [text.get_text() for text in legend.get_texts()][1]
+    assert shown.count("\\$") == 16 and "".join(shown.split()) == "".join(
+        f"default_prompt {prompt}".replace("$", "\\$").split()
+    )
+
+
 def test_without_a_finished_run_there_is_nothing_to_compare(save_run: SaveRun, out: Path) -> None:
     with pytest.raises(InputError, match="no finished run.*half: not finished"):
         compare([save_run("half", finished=False)], out)
@@ -173,6 +230,8 @@ def test_runs_that_share_no_item_show_their_own_and_say_so(save_run: SaveRun, ou
     runs = [save_run("a", controls=(10, 20)), save_run("b", controls=(30, 40), seed=1)]
     assert any("share no held-out item" in note for note in compare(runs, out).notes)
     assert (out / "wall.png").is_file()
+    runs[1] = save_run("c", controls=(20, 30), seed=1)
+    assert any("share 1 of 2 held-out items" in note for note in compare(runs, out).notes)
 
 
 def test_arms_of_several_conditions_are_not_set_against_each_other(save_run: SaveRun, out: Path) -> None:

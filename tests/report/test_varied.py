@@ -59,6 +59,30 @@ def test_equal_values_written_differently_and_places_are_no_difference() -> None
     assert find_varied(configs) == {}
 
 
+def test_what_newer_code_alone_has_is_left_out_unless_its_value_differs() -> None:
+    choices = {"init": "sd_copy", "base": "tiny", "average": "null"}
+    new = [config(seed=seed, compile=False, choices=choices) for seed in (1, 2)]
+    assert list(find_varied([config(), *new], ["old", "new", "new"])) == ["seed"]
+    assert list(find_varied([config(), *new], ["new"] * 3)) == ["average", "compile", "seed"], "a key that was added"
+    other = config(seed=3, compile=True, choices=choices)
+    assert find_varied([config(), *new, other], ["old", "new", "new", "new"])["compile"] == [
+        "–",
+        "false",
+        "false",
+        "true",
+    ]
+
+
+def test_what_watches_a_run_is_no_difference_but_how_the_probe_measures_is() -> None:
+    runs: list[dict[str, Any]] = [config(callback={"probe": {"items": 16}}) for _ in range(3)]
+    for run, callback in zip(runs, ("default", "none", None), strict=True):
+        run["choices"] = run["choices"] | ({"callback": callback} if callback else {})  # of a list Hydra notes nothing
+    runs[1]["callback"] = {}
+    runs[2]["callback"]["prompts"] = {"items": 16}
+    assert find_varied(runs) == {}
+    assert list(find_varied([runs[0], runs[0] | {"callback": {"probe": {"items": 8}}}])) == ["callback.probe.items"]
+
+
 def test_lists_of_settings_read_as_words() -> None:
     phases = [{"when": "converged", "links": "all", "lr": 1e-4}]
     shown = find_varied([config(phases=[]), config(phases=phases)])["phases"]
