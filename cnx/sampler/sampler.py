@@ -1,5 +1,6 @@
 """Sampling with classifier-free guidance under control."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -55,6 +56,14 @@ class Sampler:
     steps: int = 20
     guidance: float = 9.0
     chunk: int = 16
+
+    def __post_init__(self) -> None:
+        """Raise InputError for numbers that nothing can be drawn with."""
+        for key, value in (("steps", self.steps), ("chunk", self.chunk)):
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"sampler.{key}={value}: must be a whole number of at least 1")
+        if not isinstance(self.guidance, int | float) or not math.isfinite(self.guidance):
+            raise InputError(f"sampler.guidance={self.guidance}: must be a number; 1 is no guidance")
 
     def __call__(
         self,

@@ -1,5 +1,6 @@
 """What task=sample is given: control maps, prompts, a picture to begin from."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +37,28 @@ def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, ListConfig | list) else [value]
 
 
+def text(cfg: DictConfig, key: str) -> str:
+    """`cfg[key]` as a prompt; null is none. Raises InputError for a list."""
+    value = cfg[key]
+    if value is not None and not isinstance(value, str | int | float):
+        raise InputError(f"{key}={value}: must be one text; in quotes where it holds brackets or commas")
+    return "" if value is None else str(value)
+
+
+def check_whole(cfg: DictConfig, key: str, least: int, most: int | None = None) -> None:
+    """Raise InputError unless `cfg[key]` is null or a whole number from `least` to `most`."""
+    value = cfg[key]
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if value is not None and not (whole and least <= value and (most is None or value <= most)):
+        until = "" if most is None else f" and at most {most:,}"
+        raise InputError(f"{key}={value}: must be a whole number of at least {least}{until}")
+
+
 def for_each(cfg: DictConfig, key: str, nets: int) -> list[float]:
     """A number for each ControlNet: `cfg[key]` is one for all, or a list of as many. Raises InputError."""
     numbers = as_list(cfg[key])
-    if any(not isinstance(number, int | float) for number in numbers) or len(numbers) not in (1, nets):
+    known = all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+    if not known or len(numbers) not in (1, nets):
         raise InputError(f"{key}={cfg[key]}: must be one number, or one for each run, of which there are {nets}")
     return [float(number) for number in numbers] * (nets if len(numbers) == 1 else 1)
 
@@ -102,8 +121,9 @@ def read_prompts(cfg: DictConfig, subjects: Sequence[Subject]) -> list[str]:
     if mode == "automatic":
         prompts = _captions(cfg, subjects)
     else:
-        prompts = [str({"none": "", "default": cfg.default_prompt, "user": cfg.prompt}[mode])] * len(subjects)
-    return [", ".join(part for part in (prompt, cfg.added_prompt) if part) for prompt in prompts]
+        prompts = ["" if mode == "none" else text(cfg, {"default": "default_prompt", "user": "prompt"}[mode])]
+        prompts *= len(subjects)
+    return [", ".join(part for part in (prompt, text(cfg, "added_prompt")) if part) for prompt in prompts]
 
 
 def _captions(cfg: DictConfig, subjects: Sequence[Subject]) -> list[str]:
@@ -128,6 +148,7 @@ def read_size(cfg: DictConfig, base: Base, resolution: int) -> tuple[int, int]:
     """
     multiple = 2 ** (len(base.vae.config["block_out_channels"]) - 1 + base.unet.num_upsamplers)
     for key in ("height", "width"):
+        check_whole(cfg, key, least=1)
         side = cfg[key]
         if side is not None and (side < multiple or side % multiple):
             below = max(multiple, side // multiple * multiple)
@@ -148,8 +169,8 @@ def read_picture(cfg: DictConfig, base: Base, height: int, width: int) -> Pictur
                 raise InputError(f"{key}={cfg[key]}: there is no picture that it is for; give image=<photo>")
         return None
     strength = cfg.image_strength if cfg.image_strength is not None else 0.6 if cfg.mask is None else 1.0
-    if not 0 < strength <= 1:
-        raise InputError(f"image_strength={strength:g}: must be a share of the sampling steps, above 0 and at most 1")
+    if type(strength) not in (int, float) or not 0 < strength <= 1:
+        raise InputError(f"image_strength={strength}: must be a share of the sampling steps, above 0 and at most 1")
     photo = load_image(cfg.image)
     mask = None
     if cfg.mask is not None:

@@ -87,7 +87,10 @@ def read_config(folder: Path) -> DictConfig:
     file = folder / "config.yaml"
     if not file.is_file():
         raise InputError(f"{folder}: no config.yaml, so it is no run folder; runs are in runs/<experiment>/<time>")
-    cfg = OmegaConf.merge(BEFORE, read_yaml(file))
+    saved = read_yaml(file)
+    if not isinstance(saved, DictConfig) or "choices" not in saved:
+        raise InputError(f"{file}: is not the configuration of a run; runs are in runs/<experiment>/<time>")
+    cfg = OmegaConf.merge(BEFORE, saved)
     assert isinstance(cfg, DictConfig)
     if "data" in cfg and "cache_folder" not in cfg.data:  # older runs called the folder data.cache, and cached all
         cfg.data.cache_folder, cfg.data.cache = cfg.data.get("cache", "cache"), "all"

@@ -27,7 +27,18 @@ from cnx.errors import InputError
 from cnx.model import Controlled
 from cnx.report import drawings_page, save_image
 from cnx.sampler import Control, Sampler
-from cnx.task.given import Subject, as_list, for_each, read_picture, read_prompts, read_size, read_subjects, repeated
+from cnx.task.given import (
+    Subject,
+    as_list,
+    check_whole,
+    for_each,
+    read_picture,
+    read_prompts,
+    read_size,
+    read_subjects,
+    repeated,
+    text,
+)  # fmt: skip
 from cnx.task.run_folder import git_commit, given_overrides, override_config, read_config
 from cnx.task.train import build, count_maps, say
 
@@ -35,9 +46,10 @@ from cnx.task.train import build, count_maps, say
 OWN_KEYS = (
     "task", "run", "control", "limit", "prompt_mode", "prompt", "added_prompt", "negative_prompt", "captioner",
     "num_samples", "height", "width", "strength", "control_start", "control_end", "control_mode", "image",
-    "image_strength", "mask", "out", "again", "condition", "seed", "default_prompt",
+    "image_strength", "mask", "out", "again", "condition", "seed", "default_prompt", "logger",
 )  # fmt: skip
 # What stands in a picture's line in samples.jsonl as it was given.
+FILES = ("control", "image", "mask")  # of a picture's line, with the sha256 of each
 AS_GIVEN = ("negative_prompt", "strength", "control_start", "control_end", "control_mode", "condition", "image", "mask")
 # What grid.png shows at most.
 GRID_ROWS, GRID_SAMPLES = 16, 8
@@ -69,10 +81,15 @@ def run(cfg: DictConfig) -> None:
         InputError: a folder that is no finished run, a file that is missing or no image, settings that do not fit.
     """
     remembered = _remember(cfg) if cfg.again else None
-    if cfg.num_samples < 1:
-        raise InputError(f"num_samples={cfg.num_samples}: must be at least 1")
-    drawing = Drawing(cfg, remembered)
+    check_whole(cfg, "num_samples", least=1)
+    check_whole(cfg, "seed", least=0, most=2**63 - cfg.num_samples)
+    check_whole(cfg, "limit", least=1)
     out = _out_folder(cfg)
+    drawing = Drawing(cfg, remembered)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out={out}: cannot be made ({error.strerror}); give another folder") from error
 
     todo = [(item, cfg.seed + k) for item in range(len(drawing.subjects)) for k in range(cfg.num_samples)]
     shown: dict[int, list[Pixels]] = {}  # the pictures of each item in the grid
@@ -116,6 +133,9 @@ class Drawing:
         self.names = _names(self.subjects)
         self.prompts = read_prompts(cfg, self.subjects)
         self.maps_of = lru_cache(maxsize=self.sampler.chunk)(self._read_maps)
+        for subject in self.subjects:  # one that cannot be read shows before anything is drawn
+            for file in subject.files:
+                load_image(file, BEHIND_MAP)
 
         # What is wrong so far was found before anything large is loaded.
         self.nets = [load_net(config, folder) for config, folder in zip(configs, self.runs, strict=True)]
@@ -123,7 +143,26 @@ class Drawing:
         self.base = self.nets[0].model.base
         self.height, self.width = read_size(cfg, self.base, configs[0].data.resolution)
         self.picture = read_picture(cfg, self.base, self.height, self.width)
-        self.null_text = self.base.encode_text([str(cfg.negative_prompt)])
+        self._check_steps()
+        self.null_text = self.base.encode_text([text(cfg, "negative_prompt")])
+
+    def _check_steps(self) -> None:
+        """Raise InputError for more steps than the base was trained on, and for a control that is on in none."""
+        steps, trained = self.sampler.steps, self.base.scheduler.config["num_train_timesteps"]
+        if steps > trained:
+            raise InputError(f"sampler.steps={steps}: the base knows {trained:,} timesteps; give at most as many")
+        done = int(steps * self.picture.strength) if self.picture else steps
+        if not done:
+            assert self.picture
+            share = f"image_strength={self.picture.strength:g}"
+            raise InputError(f"{share}: less than one of {steps} sampling steps; give a larger share")
+        for entry in self.entries:
+            control = Control(self.nets[0].model, torch.empty(0), **entry)
+            if entry["strength"] and not any(control.is_on(step, done) for step in range(done)):
+                raise InputError(
+                    f"control_start={entry['start']:g} control_end={entry['end']:g}: between them lies none of the"
+                    f" {done} sampling steps; give a wider share, or strength=0 to draw without control"
+                )
 
     def _read_maps(self, item: int) -> list[Pixels]:
         """The item's control maps: those of the first ControlNet, then of the next."""
@@ -167,7 +206,6 @@ class Drawing:
 
     def save(self, item: int, seed: int, pixels: Pixels, out: Path) -> None:
         """Write a picture, its map where an annotator made it, and its line in samples.jsonl."""
-        out.mkdir(parents=True, exist_ok=True)
         file = out / f"{self.names[item]}_seed{seed}.png"
         save_image(Image.fromarray(pixels), file)
         if self.annotated:
@@ -181,6 +219,7 @@ class Drawing:
             "control": [str(file) for file in self.subjects[item].files],
             **self.settings,
         }
+        line |= {f"{key}_sha256": _digests(line[key]) for key in FILES}
         with (out / "samples.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(line) + "\n")
 
@@ -200,6 +239,11 @@ class Drawing:
             "device": self.base.device.type,
             "git_commit": git_commit(),
         }
+
+
+def _digests(files: Any) -> list[str]:
+    """sha256 of each file of a line, if it has any."""
+    return [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in as_list(files) if file is not None]
 
 
 def trained_config(cfg: DictConfig, folder: Path, but: tuple[str, ...]) -> DictConfig:
@@ -245,8 +289,8 @@ def _conditions(cfg: DictConfig, maps: int) -> list[Condition]:
     conditions = parts_of(instantiate(cfg.condition))
     if len(conditions) not in (1, maps):
         raise InputError(
-            f"condition={cfg.choices.get('condition')}: {len(conditions)} kinds of map, and run={cfg.run} takes {maps}"
-            f" map{'s' * (maps > 1)}; name as many conditions, in the order of the runs"
+            f"condition: names {len(conditions)} kinds of map, and run={cfg.run} takes {maps} map{'s' * (maps > 1)};"
+            " name as many, in the order of the runs"
         )
     return conditions * (maps if len(conditions) == 1 else 1)
 
@@ -273,13 +317,33 @@ def _remember(cfg: DictConfig) -> dict[str, Any]:
     listing = picture.with_name("samples.jsonl")
     if not listing.is_file():
         raise InputError(f"again={picture}: no {listing} that says how it was drawn")
-    lines = [json.loads(line) for line in listing.read_text(encoding="utf-8").splitlines()]
-    line = next((line for line in lines if line["file"] == picture.name), None)
+    line = next(
+        (line for line in map(_parsed, listing.read_text("utf-8").splitlines()) if line.get("file") == picture.name),
+        None,
+    )
     if line is None:
-        raise InputError(f"again={picture}: {listing} has no line of {picture.name}")
+        raise InputError(f"again={picture}: {listing} has no whole line of {picture.name}")
     for key in ("run", "control", "seed", "prompt", "image_strength", "height", "width", "sampler", *AS_GIVEN):
+        if key not in line:
+            raise InputError(f"again={picture}: its line in {listing} has no {key}; draw it by its settings")
         OmegaConf.update(cfg, key, line[key], merge=False)
+    for key in FILES:
+        files = [file for file in as_list(line[key]) if file is not None]
+        for file, known in zip(files, line.get(f"{key}_sha256", ()), strict=False):  # none in lines of before
+            if not Path(file).is_file():
+                raise InputError(f"{file}: is not there, and again={picture} was drawn with it; put it back")
+            if _digests(file) != [known]:
+                raise InputError(f"{file}: is another file than again={picture} was drawn with; put that one back")
     return line
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """A line of samples.jsonl; nothing where it has been cut off."""
+    try:
+        parsed = json.loads(line)
+    except json.JSONDecodeError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
 
 
 def _out_folder(cfg: DictConfig) -> Path:
@@ -288,6 +352,9 @@ def _out_folder(cfg: DictConfig) -> Path:
         out = Path(str(cfg.out))
         if out.is_file() or (out / "samples.jsonl").exists():
             raise InputError(f"out={out}: is there already; give another folder")
+        for place in as_list(cfg.control):
+            if out.resolve() in (Path(str(place)).resolve(), Path(str(place)).resolve().parent):
+                raise InputError(f"out={out}: holds what is drawn from, control={place}; give another folder")
         return out
     parent = Path(str(as_list(cfg.run)[0])) / "drawn"
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")

@@ -92,7 +92,7 @@ def test_a_picture_is_drawn_again_from_its_line_until_its_weights_change(tmp_pat
         "run=[a,b]", "control=[photos/0.png,photos/1.png]", "strength=[1,0.5]", "condition=canny", "condition.low=50",
         "control_mode=guess", "control_mode.weights.decay=0.7", "sampler=unipc", "sampler.guidance=2", "seed=7",
         "added_prompt=flying", "prompt=a bird", "negative_prompt=a circle", "control_end=0.5", "width=96",
-        "image=photos/2.png", "image_strength=0.5", f"out={tmp_path / 'first'}",
+        "image=photos/2.png", "image_strength=1", f"out={tmp_path / 'first'}",
     )  # fmt: skip
     (line,) = lines(tmp_path / "first")
     assert line["prompt"] == "a bird, flying" and line["sampler"]["guidance"] == 2 and line["sampler"]["steps"] == 2
@@ -104,8 +104,13 @@ def test_a_picture_is_drawn_again_from_its_line_until_its_weights_change(tmp_pat
 
     with pytest.raises(SystemExit, match="nothing beside it but out; leave out seed=3"):
         sample(f"again={picture}", "seed=3", steps=None)
+    listing = tmp_path / "first" / "samples.jsonl"
+    another = line | {"image_sha256": ["another"]}
+    listing.write_text(f'{json.dumps(another)}\n{{"file": "cut')
+    with pytest.raises(SystemExit, match=r"photos/2\.png: is another file than again="):
+        sample(f"again={picture}", f"out={tmp_path / 'third'}", steps=None)
     line["controlnet_sha256"][1] = "another"
-    (tmp_path / "first" / "samples.jsonl").write_text(json.dumps(line))
+    listing.write_text(json.dumps(line))
     with pytest.raises(SystemExit, match="have changed"):
         sample(f"again={picture}", f"out={tmp_path / 'third'}", steps=None)
     assert not (tmp_path / "third").exists()
@@ -203,6 +208,19 @@ BAD_INPUT = {
     "image_strength": (["image=photos/0.png", "image_strength=1.5"], "image_strength=1.5"),
     "no_step_left": (["image=photos/0.png", "image_strength=0.1"], "less than one of 2 sampling steps"),
     "no_samples": (["num_samples=0"], "num_samples=0"),
+    "half_a_sample": (["num_samples=1.5"], "num_samples=1.5: must be a whole number"),
+    "half_a_seed": (["seed=1.5"], "seed=1.5: must be a whole number"),
+    "no_maps_wanted": (["limit=0"], "limit=0: must be a whole number of at least 1"),
+    "size_in_words": (["height=tall"], "height=tall: must be a whole number"),
+    "endless_strength": (["strength=inf"], "strength=inf: must be one number"),
+    "list_of_prompts": (["prompt=[a,b]"], "prompt=['a', 'b']: must be one text"),
+    "control_in_no_step": (["control_start=0.3", "control_end=0.7"], "lies none of the 2 sampling steps"),
+    "two_conditions_for_one_map": (["condition=[canny,depth]"], "names 2 kinds of map, and run=a takes 1 map;"),
+    "second_map_unreadable": (["control=mixed"], "mixed/b.png: not an image"),
+    "out_among_the_maps": (["control=mixed/a.png", "out=mixed"], "out=mixed: holds what is drawn from"),
+    "foreign_config": (["run=foreign"], "foreign/config.yaml: is not the configuration of a run"),
+    "no_chunk": (["sampler.chunk=0"], "sampler.chunk=0: must be a whole number of at least 1"),
+    "too_many_steps": (["sampler.steps=1001"], "the base knows 1,000 timesteps"),
     "again_of_no_picture": (["again=maps/0.png"], "no maps/samples.jsonl"),
 }
 
@@ -211,16 +229,27 @@ BAD_INPUT = {
 def test_bad_input_gets_one_clear_line_and_leaves_nothing_behind(mistake: str) -> None:
     Image.new("L", (64, 64), 255).save("small.png")
     Image.new("L", (128, 128), 0).save("black.png")
+    for folder in ("mixed", "foreign"):
+        Path(folder).mkdir(exist_ok=True)
+    Image.new("L", (128, 128), 0).save("mixed/a.png")
+    Path("mixed/b.png").write_text("none")
+    Path("foreign/config.yaml").write_text("a: 1")
     overrides, named = BAD_INPUT[mistake]
     given = {override.partition("=")[0] for override in overrides}
     beside = [o for o in ("run=a", "control=maps/0.png", "out=bad") if o.partition("=")[0] not in given]
     if mistake == "again_of_no_picture":
         beside = ["out=bad"]
     with pytest.raises(SystemExit) as stop:
-        sample(*overrides, *beside, steps=None if mistake == "again_of_no_picture" else STEPS)
+        sample(*overrides, *beside, steps=None if mistake in ("again_of_no_picture", "too_many_steps") else STEPS)
     line = stop.value.code
     assert isinstance(line, str) and named in line and "\n" not in line
     assert not Path("bad").exists()
+
+
+def test_no_negative_prompt_is_an_empty_one() -> None:
+    sample("run=a", "control=maps/0.png", "prompt=a bird", "negative_prompt=null", "logger=none", "out=none")
+    sample("run=a", "control=maps/0.png", "prompt=a bird", "out=empty")
+    assert same("none/0_seed0.png", "empty/0_seed0.png")
 
 
 def test_pictures_are_not_drawn_over() -> None:
