@@ -1,5 +1,7 @@
 """The one error that is the user's to mend."""
 
+from typing import Any
+
 from hydra.errors import InstantiationException
 from omegaconf.errors import MissingMandatoryValue
 
@@ -9,6 +11,13 @@ class InputError(Exception):
 
     `run.py` prints the message without a traceback and exits with status 1.
     """
+
+
+def check_whole(key: str, value: Any, least: int = 1, most: int | None = None) -> None:
+    """Raise InputError unless `value`, of the configuration's `key`, is a whole number from `least` to `most`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+        until = "" if most is None else f" and at most {most:,}"
+        raise InputError(f"{key}={value}: must be a whole number of at least {least}{until}")
 
 
 def line_for_user(error: Exception) -> str | None:

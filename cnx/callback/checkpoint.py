@@ -7,6 +7,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from cnx.errors import check_whole
+
 
 class Checkpoint(ModelCheckpoint):
     """Keeps `checkpoints/last.ckpt` of the run folder: every `every` optimizer steps, and when the run stops.
@@ -15,6 +17,7 @@ class Checkpoint(ModelCheckpoint):
     """
 
     def __init__(self, every: int = 500) -> None:
+        check_whole("callback.checkpoint.every", every)
         super().__init__(
             filename="last",
             every_n_train_steps=every,

@@ -1,16 +1,20 @@
 """Ends a run whose outcome is known, where that is asked for."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from cnx.callback.phases import Phases
 from cnx.callback.probe import Probe
-from cnx.errors import InputError
+from cnx.errors import InputError, check_whole
 from cnx.metric import find_plateau
 
 
 class EarlyVerdict(Callback):
     """Ends a run at a probe whose verdict is a reason to: the run is finished then, as it is after its last step.
+
+    None is ended before a phase that is to begin at a step: what it changes may change the outcome.
 
     Attributes:
         reason: why the run was ended, in words; None if it was not.
@@ -30,13 +34,16 @@ class EarlyVerdict(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._judged = state_dict["judged"]
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    def find_probe(self, callbacks: Sequence[Callback]) -> Probe:
+        """The probe that stands before it among a run's callbacks. Raises InputError if there is none."""
         before = callbacks[: callbacks.index(self)]
         probe = next((callback for callback in before if isinstance(callback, Probe)), None)
         if probe is None:
             raise InputError(f"stop={type(self).__name__.lower()}: it goes by the probes; configure callback.probe too")
-        self._probe = probe
+        return probe
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._probe = self.find_probe(trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._consider(trainer)  # a probe that an interrupted run had put off
@@ -48,7 +55,9 @@ class EarlyVerdict(Callback):
 
     def _consider(self, trainer: Trainer) -> None:
         # The count is in checkpoints: who goes on with a run that was ended is judged by the probes to come.
-        if len(self._probe.history) > self._judged and trainer.global_step != trainer.max_steps:
+        phases = [callback for callback in trainer.callbacks if isinstance(callback, Phases)]  # pyright: ignore[reportAttributeAccessIssue]
+        awaited = any(each.awaited for each in phases)
+        if len(self._probe.history) > self._judged and trainer.global_step != trainer.max_steps and not awaited:
             self._judged = len(self._probe.history)
             self.reason = self.judge(self._probe)
         # Only the process of rank zero probes; all end together.
@@ -65,6 +74,7 @@ class Flat(EarlyVerdict):
 
     def __init__(self, probes: int = 4, least: float = 0.02) -> None:
         super().__init__()
+        check_whole("callback.flat.probes", probes)
         self.probes, self.least = probes, least
 
     def judge(self, probe: Probe) -> str | None:

@@ -16,8 +16,9 @@ class EMA(Callback):
 
     After the n-th optimizer step the average moves by 1 - min(decay, (1 + n) / (10 + n)) of the way to the weights, so
     that it forgets its start (as diffusers' EMAModel with its warm-up has it). Only what is trained is averaged, in
-    float32; what a phase begins to train is averaged from there on. Training itself goes on with the weights as they
-    are, and a resumed run's average is the uninterrupted one's to the bit.
+    float32; what a phase begins to train is averaged from there on, and what a phase locks again stays as it is: the
+    branch is trained against it from there on. Training itself goes on with the weights as they are, and a resumed
+    run's average is the uninterrupted one's to the bit.
 
     It stands before the probe among the callbacks, so that a probe sees the average of its own step.
 
@@ -60,7 +61,7 @@ class EMA(Callback):
         """What is trained now, each with an average beside it on its device."""
         names = dict(pl_module.named_parameters())
         trained = {name: parameter.detach() for name, parameter in names.items() if parameter.requires_grad}
-        self.average = {name: average for name, average in self.average.items() if name in names}
+        self.average = {name: average for name, average in self.average.items() if name in trained}
         for name, parameter in trained.items():
             known = self.average.get(name)
             self.average[name] = parameter.clone() if known is None else known.to(parameter.device)

@@ -83,6 +83,9 @@ class Phases(Callback):
     """
 
     def __init__(self, phases: Sequence[Mapping[str, Any]] = ()) -> None:
+        listed: Any = phases
+        if not isinstance(listed, Sequence) or not all(isinstance(phase, Mapping) for phase in listed):
+            raise InputError(f"phases={phases}: must be a list of mappings, 'phases=[{{when: 1000, lr: 1e-5}}]'")
         self.phases = [dict(phase) for phase in phases]
         for at, phase in enumerate(self.phases):
             unknown = sorted(phase.keys() - VALUES.keys())
@@ -96,6 +99,12 @@ class Phases(Callback):
                     raise InputError(f"phases[{at}].{key}={value}: must be {wanted}")
         self.begun: list[Begun] = []
         self._step = -1
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a phase is still to begin at a step."""
+        begun = {begun.phase for begun in self.begun}
+        return any(n not in begun and phase["when"] != CONVERGED for n, phase in enumerate(self.phases, start=1))
 
     def check(self, probed: bool, checkpoint: Path | None = None) -> None:
         """Find out before anything is written whether a run can have these phases.
@@ -137,6 +146,12 @@ class Phases(Callback):
         for number, phase in enumerate(self.phases, start=1):
             if number not in done and phase["when"] != CONVERGED and "stop_after" in phase:
                 _end_by(trainer, max(phase["when"], trainer.global_step) + phase["stop_after"])
+        end = trainer.fit_loop.epoch_loop.max_steps
+        for number, phase in enumerate(self.phases, start=1):
+            awaited = number not in done and phase["when"] != CONVERGED
+            if awaited and 0 < end <= phase["when"] and trainer.is_global_zero:
+                line = f"phase {number} is for step {phase['when']:,} and does not begin: the run ends at {end:,}"
+                rich.get_console().print(line, highlight=False, markup=False, soft_wrap=True)
         if self.phases:
             self._write(trainer)  # without what a killed run had begun after its checkpoint
         self._watch(trainer, pl_module)

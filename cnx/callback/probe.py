@@ -21,9 +21,9 @@ from cnx.callback.ema import averaged
 from cnx.callback.interrupt import was_interrupted
 from cnx.callback.spacing import Cost, Spacing
 from cnx.callback.wandb import Wandb
-from cnx.condition import Condition
+from cnx.condition import Condition, Given
 from cnx.data.module import HeldOut
-from cnx.errors import InputError
+from cnx.errors import InputError, check_whole
 from cnx.metric import Convergence, calibrate, find_convergence, is_degenerate
 from cnx.model.sharding import put_together
 from cnx.report import sample_grid, save_image
@@ -100,7 +100,7 @@ class Probe(Callback):
         share: of the time of training, resumes included, that went into probes and gains; known when it has ended.
 
     Raises:
-        InputError: `budget` is not between 0 and 1.
+        InputError: `budget` is not between 0 and 1, a number is not whole or below 1, or `condition` cannot judge.
     """
 
     def __init__(
@@ -117,6 +117,13 @@ class Probe(Callback):
     ) -> None:
         if budget is not None and not 0 < budget < 1:
             raise InputError(f"callback.probe.budget={budget}: a share of time lies between 0 and 1; null is no limit")
+        for key, value in (("items", items), ("every", every), ("gain_every", gain_every)):
+            check_whole(f"callback.probe.{key}", value)
+        if isinstance(condition, Given):
+            raise InputError(
+                "condition=none: a probe cannot say how well a drawing obeys such maps; give the maps' own condition,"
+                " or ~callback.probe"
+            )
         self.condition = condition
         self.sampler = sampler
         self.items = items

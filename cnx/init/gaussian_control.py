@@ -4,6 +4,7 @@ import torch
 from diffusers import ModelMixin
 
 from cnx.base import Base
+from cnx.errors import InputError
 
 
 class GaussianControl:
@@ -13,6 +14,8 @@ class GaussianControl:
     """
 
     def __init__(self, std: float = 0.01) -> None:
+        if not std >= 0:
+            raise InputError(f"init.std={std}: a standard deviation is at least 0")
         self.std = std
 
     @torch.no_grad()

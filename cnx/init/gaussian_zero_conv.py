@@ -7,6 +7,7 @@ import torch
 from diffusers import ControlNetModel, ModelMixin
 
 from cnx.base import Base
+from cnx.errors import InputError
 from cnx.init.sd_copy import SDCopy
 
 
@@ -19,6 +20,8 @@ class GaussianZeroConv:
     """
 
     def __init__(self, std: float = 0.01) -> None:
+        if not std >= 0:
+            raise InputError(f"init.std={std}: a standard deviation is at least 0")
         self.std = std
 
     @torch.no_grad()

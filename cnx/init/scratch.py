@@ -6,6 +6,7 @@ from typing import Literal
 from diffusers import ModelMixin
 
 from cnx.base import Base
+from cnx.errors import InputError
 
 
 class Scratch:
@@ -17,6 +18,8 @@ class Scratch:
     """
 
     def __init__(self, random: Sequence[Literal["unet", "vae"]] = ("unet", "vae")) -> None:
+        if isinstance(random, str) or not set(random) <= {"unet", "vae"}:
+            raise InputError(f"init.random={random}: must be a list of unet and vae, or [] for none")
         self.random = tuple(random)
 
     def __call__(self, base: Base, branch: ModelMixin) -> None:

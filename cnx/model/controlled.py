@@ -1,6 +1,6 @@
 """A base under the control of a branch: what every model is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cnx.base import Base
+from cnx.errors import InputError
 from cnx.model.residuals import Residuals
 from cnx.model.saved import read_branch, replaced
 
@@ -25,6 +26,16 @@ class Wiring(TypedDict):
     links: Links
     unlocked: Unlock | None
     base_trained: bool
+
+
+def hint_widths(base: Base, given: Sequence[int]) -> tuple[int, ...]:
+    """The hint encoder's widths. Raises InputError unless they lead from a map's size down to the latents'."""
+    wanted = len(base.vae.config["block_out_channels"])
+    if len(given) != wanted or not all(isinstance(width, int) and width > 0 for width in given):
+        raise InputError(
+            f"model.hint_channels={list(given)}: must be {wanted} widths, since the VAE halves {wanted - 1} times"
+        )
+    return tuple(given)
 
 
 class _Encoded(nn.Module):

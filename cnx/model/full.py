@@ -1,9 +1,12 @@
 """ControlNet as published, and its two other modes of training."""
 
+from typing import get_args
+
 from diffusers import ControlNetModel
 
 from cnx.base import Base
-from cnx.model.controlled import Controlled, Unlock
+from cnx.errors import InputError
+from cnx.model.controlled import Controlled, Unlock, hint_widths
 
 
 class Full(Controlled):
@@ -19,7 +22,7 @@ class Full(Controlled):
     ) -> None:
         branch = ControlNetModel.from_unet(
             base.unet,
-            conditioning_embedding_out_channels=tuple(hint_channels),
+            conditioning_embedding_out_channels=hint_widths(base, hint_channels),
             load_weights_from_unet=False,
             conditioning_channels=3 * maps,
         )
@@ -53,5 +56,9 @@ class LargeScale(Full):
         unlocked_lr: float | None,
         maps: int = 1,
     ) -> None:
+        if unlock not in (*get_args(Unlock), None):
+            raise InputError(
+                f"model.unlock={unlock}: must be decoder, all, or null for nothing until a phase unlocks it"
+            )
         super().__init__(base, hint_channels, unlocked_lr, maps)
         self.unlock(unlock)

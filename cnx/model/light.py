@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cnx.base import Base
-from cnx.model.controlled import Controlled
+from cnx.model.controlled import Controlled, hint_widths
 
 
 class Light(Controlled):
@@ -33,7 +33,8 @@ class Light(Controlled):
             if block.downsamplers:
                 widths += [block.downsamplers[0].out_channels]
                 strides += [2]
-        branch = LightBranch(base.unet.conv_in.in_channels, widths, strides, list(hint_channels), kernel_size, 3 * maps)
+        hints = list(hint_widths(base, hint_channels))
+        branch = LightBranch(base.unet.conv_in.in_channels, widths, strides, hints, kernel_size, 3 * maps)
         super().__init__(base, branch)
 
 

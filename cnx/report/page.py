@@ -159,7 +159,9 @@ def _convergence_sentence(summary: Mapping[str, Any]) -> str:
         line = "It did not converge: no probe at 0.5 or more was followed by two more."
     else:
         since = f"; at the probe before, step {before:,}, it did not yet" if before is not None else ""
-        line = f"It obeys from step {step:,} on, the convergence step{since}."
+        lost = summary.get("convergence_lost")
+        until = f"until step {lost:,}, where fidelity fell below 0.5 for good" if lost is not None else "on"
+        line = f"It obeys from step {step:,} {until}; {step:,} is the convergence step{since}."
     crossed = [(level, summary.get(f"fidelity_{level}_step")) for level in (25, 75)]
     reached = [f"0.{level} at step {at:,}" for level, at in crossed if at is not None]
     never = [f"0.{level}" for level, at in crossed if at is None]

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cnx.base import in_chunks
-from cnx.errors import InputError
+from cnx.errors import InputError, check_whole
 from cnx.model import Controlled
 from cnx.sampler.control import Control
 
@@ -59,9 +59,8 @@ class Sampler:
 
     def __post_init__(self) -> None:
         """Raise InputError for numbers that nothing can be drawn with."""
-        for key, value in (("steps", self.steps), ("chunk", self.chunk)):
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"sampler.{key}={value}: must be a whole number of at least 1")
+        check_whole("sampler.steps", self.steps)
+        check_whole("sampler.chunk", self.chunk)
         if not isinstance(self.guidance, int | float) or not math.isfinite(self.guidance):
             raise InputError(f"sampler.guidance={self.guidance}: must be a number; 1 is no guidance")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from cnx.base import Base
 from cnx.data.folder import BEHIND_MAP, fit, load_image, read_folder
 from cnx.data.module import to_tensor
-from cnx.errors import InputError
+from cnx.errors import InputError, check_whole
 from cnx.sampler import Picture
 
 PROMPT_MODES = ("none", "default", "automatic", "user")
@@ -43,15 +43,6 @@ def text(cfg: DictConfig, key: str) -> str:
     if value is not None and not isinstance(value, str | int | float):
         raise InputError(f"{key}={value}: must be one text; in quotes where it holds brackets or commas")
     return "" if value is None else str(value)
-
-
-def check_whole(cfg: DictConfig, key: str, least: int, most: int | None = None) -> None:
-    """Raise InputError unless `cfg[key]` is null or a whole number from `least` to `most`."""
-    value = cfg[key]
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if value is not None and not (whole and least <= value and (most is None or value <= most)):
-        until = "" if most is None else f" and at most {most:,}"
-        raise InputError(f"{key}={value}: must be a whole number of at least {least}{until}")
 
 
 def for_each(cfg: DictConfig, key: str, nets: int) -> list[float]:
@@ -148,8 +139,9 @@ def read_size(cfg: DictConfig, base: Base, resolution: int) -> tuple[int, int]:
     """
     multiple = 2 ** (len(base.vae.config["block_out_channels"]) - 1 + base.unet.num_upsamplers)
     for key in ("height", "width"):
-        check_whole(cfg, key, least=1)
         side = cfg[key]
+        if side is not None:
+            check_whole(key, side)
         if side is not None and (side < multiple or side % multiple):
             below = max(multiple, side // multiple * multiple)
             nearest = f"{below}" if side < multiple else f"{below} or {below + multiple}"

@@ -23,14 +23,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cnx.condition import Condition, Given, parts_of
 from cnx.data.folder import BEHIND_MAP, fit, load_image
 from cnx.data.module import to_tensor
-from cnx.errors import InputError
+from cnx.errors import InputError, check_whole
 from cnx.model import Controlled
 from cnx.report import drawings_page, save_image
 from cnx.sampler import Control, Sampler
 from cnx.task.given import (
     Subject,
     as_list,
-    check_whole,
     for_each,
     read_picture,
     read_prompts,
@@ -81,9 +80,10 @@ def run(cfg: DictConfig) -> None:
         InputError: a folder that is no finished run, a file that is missing or no image, settings that do not fit.
     """
     remembered = _remember(cfg) if cfg.again else None
-    check_whole(cfg, "num_samples", least=1)
-    check_whole(cfg, "seed", least=0, most=2**63 - cfg.num_samples)
-    check_whole(cfg, "limit", least=1)
+    check_whole("num_samples", cfg.num_samples)
+    check_whole("seed", cfg.seed, least=0, most=2**63 - cfg.num_samples)
+    if cfg.limit is not None:
+        check_whole("limit", cfg.limit)
     out = _out_folder(cfg)
     drawing = Drawing(cfg, remembered)
     try:
@@ -157,7 +157,7 @@ class Drawing:
             share = f"image_strength={self.picture.strength:g}"
             raise InputError(f"{share}: less than one of {steps} sampling steps; give a larger share")
         for entry in self.entries:
-            control = Control(self.nets[0].model, torch.empty(0), **entry)
+            control = Control(self.nets[0].model, torch.empty(0), entry["strength"], entry["start"], entry["end"])
             if entry["strength"] and not any(control.is_on(step, done) for step in range(done)):
                 raise InputError(
                     f"control_start={entry['start']:g} control_end={entry['end']:g}: between them lies none of the"

@@ -31,7 +31,7 @@ from cnx.callback import (
 )
 from cnx.condition import Condition, Several, parts_of
 from cnx.data.module import ControlData
-from cnx.errors import InputError
+from cnx.errors import InputError, check_whole
 from cnx.model import Controlled
 from cnx.model.sharding import whole_weights
 from cnx.report import grid_over_time
@@ -69,10 +69,19 @@ def run(cfg: DictConfig) -> None:
     processes, device = find_devices(cfg)
     accumulated = count_micro_batches(cfg, processes)
     sharded = is_sharded(cfg)
+    check_whole("trainer.log_every_n_steps", cfg.trainer.log_every_n_steps)
     # That they can be had is found out before anything is written.
     for make in (make_optimizer, make_schedule):
         make(cfg)
     instantiate(cfg.objective)
+    callbacks = {name: instantiate(callback) for name, callback in cfg.callback.items()}
+    probe = next((callback for callback in callbacks.values() if isinstance(callback, Probe)), None)
+    ablation = next((callback for callback in callbacks.values() if isinstance(callback, PromptAblation)), None)
+    verdicts = [callback for callback in callbacks.values() if isinstance(callback, EarlyVerdict)]
+    for verdict in verdicts:
+        verdict.find_probe(list(callbacks.values()))
+    phases = Phases(cfg.phases)
+    phases.check(probed=probe is not None, checkpoint=checkpoint)
     seed_everything(cfg.seed, verbose=False)
 
     data: ControlData = instantiate(cfg.data)
@@ -84,16 +93,11 @@ def run(cfg: DictConfig) -> None:
         torch.cuda.set_device(device)
         base.to(device)  # Lightning would move it only after the images are encoded
     data.prepare(base)
-    callbacks = {name: instantiate(callback) for name, callback in cfg.callback.items()}
-    probe = next((callback for callback in callbacks.values() if isinstance(callback, Probe)), None)
-    ablation = next((callback for callback in callbacks.values() if isinstance(callback, PromptAblation)), None)
     # That there is something to draw is found out before anything is written.
     if probe:
         data.heldout(1)
     if ablation:
         ablation.check(data.heldout(ablation.items).prompts)
-    phases = Phases(cfg.phases)
-    phases.check(probed=probe is not None, checkpoint=checkpoint)
     folder = resume or new_run_folder(cfg)
     if resume:
         save_config(cfg, resume)
@@ -148,7 +152,6 @@ def run(cfg: DictConfig) -> None:
         model.restore_locked(Base.load(**own_base_settings(cfg, folder)).unet)
     with averaged(trainer, training):
         model.save(folder)
-    verdicts = [callback for callback in callbacks.values() if isinstance(callback, EarlyVerdict)]
     watched = sum(watcher.seconds for watcher in (probe, ablation) if watcher)
     summary = {
         "experiment": cfg.name,

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from cnx.callback import Probe, was_interrupted
 from cnx.data.module import Batch
+from cnx.errors import InputError
 from cnx.model import Controlled
 from cnx.model.sharding import is_sharded, shard
 from cnx.objective import Denoise
@@ -115,8 +116,14 @@ class Training(LightningModule):
             self._log_row()
 
     def _log_row(self) -> None:
-        self.logged_loss = self._shared_losses().mean().item()
+        losses = self._shared_losses()
+        self.logged_loss = losses.mean().item()
         self._losses.clear()
+        if not losses.isfinite().any():  # not once, as under a scaler of gradients, but since the last row
+            raise InputError(
+                f"train/loss is {self.logged_loss} at step {self.global_step:,}; lower optimizer.lr, or give"
+                " optimizer.eps, trainer.gradient_clip_val or trainer.precision=32-true, and start a new run"
+            )
         row = {
             "train/loss": self.logged_loss,
             "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"],

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from torch import Tensor
 
-from cnx.callback import MetricsCSV, Phases, Probe, ProbeRecord, RunProgress
+from cnx.callback import EMA, Hopeless, MetricsCSV, Phases, Probe, ProbeRecord, RunProgress, averaged
 from cnx.condition import Agreement
 from cnx.errors import InputError
 from cnx.objective import Denoise
@@ -74,6 +74,11 @@ class Verdict(Probe):
         step = trainer.global_step
         if all(record.step != step for record in self.history):
             self.history.append(ProbeRecord(step, 0.0, 0.0, 0.2 if step < 2 else 0.7))
+
+
+class Ended(Hopeless):
+    def judge(self, probe: Probe) -> str | None:
+        return "late" if probe.history[-1].step >= self.after else None
 
 
 def final(module: Any) -> dict[str, Tensor]:
@@ -203,7 +208,49 @@ def test_a_phase_can_wait_for_convergence(fit_training: Fit, tmp_path: Path, at:
     assert all(torch.equal(a, b) for a, b in zip(final(whole).values(), final(resumed).values(), strict=True))
 
 
+def test_a_phase_beyond_the_end_is_said(fit_training: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    fit_training(Phases([{"when": 1, "stop_after": 2}, {"when": 4, "lr": 1e-5}]), max_steps=9)
+    assert "phase 2 is for step 4 and does not begin: the run ends at 3" in capsys.readouterr().out
+
+
+def test_no_verdict_ends_a_run_before_a_phase_at_a_step(fit_training: Fit) -> None:
+    def verdict() -> list[Callback]:
+        return [Verdict(), Ended(after=2)]
+
+    _, trainer = fit_training(*verdict(), Phases([{"when": 5, "lr": 1e-5}]), max_steps=9)
+    assert trainer.global_step == 6
+    _, trainer = fit_training(*verdict(), Phases(), name="none", max_steps=9)
+    assert trainer.global_step == 2
+
+
+def test_an_average_of_what_is_locked_again_is_dropped(fit_training: Fit) -> None:
+    ema = EMA(0.9)
+    phases = Phases([{"when": 1, "unlock": "decoder"}, {"when": 3, "unlock": None}])
+    training, trainer = fit_training(ema, phases, max_steps=5)
+    locked = {name: p.detach().clone() for name, p in training.named_parameters() if not p.requires_grad}
+    assert not ema.average.keys() & locked.keys() and training.model.base_trained
+    with averaged(trainer, training):
+        assert all(torch.equal(p, locked[name]) for name, p in training.named_parameters() if name in locked)
+
+
+class Poison(Callback):
+    """Weights that are no numbers any more after step 2."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 2:
+            for parameter in pl_module.model.branch.parameters():  # pyright: ignore
+                parameter.data.fill_(torch.nan)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_a_line(fit_training: Fit) -> None:
+    with pytest.raises(InputError, match="train/loss is nan at step 3; lower optimizer.lr"):
+        fit_training(Poison(), Phases(), max_steps=9)
+
+
 def test_a_phase_that_cannot_be_is_said_in_a_line_before_training() -> None:
+    for phases in (4, "converged", [4], {"when": 1}):
+        with pytest.raises(InputError, match="must be a list of mappings"):
+            Phases(phases)  # pyright: ignore[reportArgumentType]
     for phase, named in (
         ({"links": "all"}, "phases[0]: when is missing"),
         ({"when": "soon"}, "phases[0].when=soon: must be an optimizer step, or converged"),
