@@ -149,7 +149,7 @@ class Phases(Callback):
         end = trainer.fit_loop.epoch_loop.max_steps
         for number, phase in enumerate(self.phases, start=1):
             awaited = number not in done and phase["when"] != CONVERGED
-            if awaited and 0 < end <= phase["when"] and trainer.is_global_zero:
+            if awaited and 0 < end <= cast(int, phase["when"]) and trainer.is_global_zero:
                 line = f"phase {number} is for step {phase['when']:,} and does not begin: the run ends at {end:,}"
                 rich.get_console().print(line, highlight=False, markup=False, soft_wrap=True)
         if self.phases:
