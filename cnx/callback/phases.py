@@ -1,6 +1,7 @@
 """A run that changes under way."""
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ VALUES = {
     "when": ("an optimizer step, or converged", lambda v: v == CONVERGED or _whole(v, 0)),
     "links": ("all or mid", lambda v: v in ("all", "mid")),
     "unlock": ("decoder, all or null", lambda v: v in ("decoder", "all", None)),
-    "lr": ("a learning rate above 0", lambda v: isinstance(v, int | float) and v > 0),
+    "lr": ("a learning rate above 0", lambda v: type(v) in (int, float) and 0 < v < math.inf),
     "accumulate_grad_batches": ("a number of micro-batches", lambda v: _whole(v, 1)),
     "stop_after": ("a number of optimizer steps", lambda v: _whole(v, 1)),
 }

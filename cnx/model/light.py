@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cnx.base import Base
+from cnx.errors import InputError
 from cnx.model.controlled import Controlled, hint_widths
 
 
@@ -24,6 +25,8 @@ class Light(Controlled):
     """
 
     def __init__(self, base: Base, hint_channels: tuple[int, ...], kernel_size: Literal[1, 3], maps: int = 1) -> None:
+        if kernel_size not in (1, 3):
+            raise InputError(f"model.kernel_size={kernel_size}: must be 1 or 3")
         # The base's skips: its first convolution, each resnet, each downsampling.
         widths, strides = [base.unet.conv_in.out_channels], [1]
         blocks: Any = base.unet.down_blocks

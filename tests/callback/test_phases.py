@@ -259,6 +259,8 @@ def test_a_phase_that_cannot_be_is_said_in_a_line_before_training() -> None:
         ({"when": 3, "links": "some"}, "phases[0].links=some: must be all or mid"),
         ({"when": 3, "unlock": "encoder"}, "phases[0].unlock=encoder: must be decoder, all or null"),
         ({"when": 3, "lr": 0}, "phases[0].lr=0"),
+        ({"when": 3, "lr": float("inf")}, "phases[0].lr=inf"),
+        ({"when": 3, "lr": True}, "phases[0].lr=True"),
         ({"when": 3, "accumulate_grad_batches": 0.5}, "phases[0].accumulate_grad_batches=0.5"),
         ({"when": 3, "stop_after": 0}, "phases[0].stop_after=0"),
     ):
