@@ -88,7 +88,7 @@ def read_config(folder: Path) -> DictConfig:
     if not file.is_file():
         raise InputError(f"{folder}: no config.yaml, so it is no run folder; runs are in runs/<experiment>/<time>")
     saved = read_yaml(file)
-    if not isinstance(saved, DictConfig) or "choices" not in saved:
+    if not isinstance(saved, DictConfig) or not {"choices", "data"} & {*saved}:
         raise InputError(f"{file}: is not the configuration of a run; runs are in runs/<experiment>/<time>")
     cfg = OmegaConf.merge(BEFORE, saved)
     assert isinstance(cfg, DictConfig)

