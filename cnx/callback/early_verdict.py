@@ -14,14 +14,17 @@ from cnx.metric import find_plateau
 class EarlyVerdict(Callback):
     """Ends a run at a probe whose verdict is a reason to: the run is finished then, as it is after its last step.
 
-    None is ended before a phase that is to begin at a step: what it changes may change the outcome.
+    What a phase changes may change the outcome: none is ended before a phase that is to begin at a step, and after one
+    the verdict is on what came `since`.
 
     Attributes:
         reason: why the run was ended, in words; None if it was not.
+        since: the optimizer step at which the last phase began; 0 without one.
     """
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.since = 0
         self._judged = 0
 
     def judge(self, probe: Probe) -> str | None:
@@ -43,7 +46,9 @@ class EarlyVerdict(Callback):
         return probe
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._probe = self.find_probe(trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]
+        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        self._probe = self.find_probe(callbacks)
+        self._phases = next((callback for callback in callbacks if isinstance(callback, Phases)), Phases())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._consider(trainer)  # a probe that an interrupted run had put off
@@ -55,11 +60,10 @@ class EarlyVerdict(Callback):
 
     def _consider(self, trainer: Trainer) -> None:
         # The count is in checkpoints: who goes on with a run that was ended is judged by the probes to come.
-        phases = [callback for callback in trainer.callbacks if isinstance(callback, Phases)]  # pyright: ignore[reportAttributeAccessIssue]
-        awaited = any(each.awaited for each in phases)
-        if len(self._probe.history) > self._judged and trainer.global_step != trainer.max_steps and not awaited:
+        if len(self._probe.history) > self._judged and trainer.global_step != trainer.max_steps:
             self._judged = len(self._probe.history)
-            self.reason = self.judge(self._probe)
+            self.since = max((begun.step for begun in self._phases.begun), default=0)
+            self.reason = None if self._phases.awaited(trainer) else self.judge(self._probe)
         # Only the process of rank zero probes; all end together.
         if trainer.strategy.reduce_boolean_decision(self.reason is not None, all=False):
             trainer.should_stop = True
@@ -68,8 +72,8 @@ class EarlyVerdict(Callback):
 class Flat(EarlyVerdict):
     """The model has converged, and its fidelity no longer rises.
 
-    It no longer rises if the best calibrated fidelity of the last `probes` regular probes is not above the best of all
-    probes before them by more than `least`.
+    It no longer rises if the best calibrated fidelity of the last `probes` regular probes, of one phase, is not above
+    the best of all probes before them by more than `least`.
     """
 
     def __init__(self, probes: int = 4, least: float = 0.02) -> None:
@@ -83,6 +87,8 @@ class Flat(EarlyVerdict):
         if converged is None or len(regular) <= self.probes:
             return None
         since = regular[-self.probes]
+        if since < self.since:
+            return None
         before = max(record.calibrated for record in probe.history if record.step < since)
         best = max(record.calibrated for record in probe.history if record.step >= since)
         if best > before + self.least:
@@ -91,7 +97,7 @@ class Flat(EarlyVerdict):
 
 
 class Hopeless(EarlyVerdict):
-    """Control has not begun after `after` optimizer steps.
+    """Control has not begun after `after` optimizer steps, or as many after the last phase began.
 
     It has not if control gain never left its plateau (`cnx.metric.find_plateau`), that plateau lies below `most`, and
     calibrated fidelity is below 0.1 at the last probe. A random base, whose fidelity means nothing, is judged by
@@ -106,6 +112,6 @@ class Hopeless(EarlyVerdict):
         last = probe.history[-1]
         plateau = find_plateau([record.gain for record in probe.gains])
         begun = plateau.end is not None or plateau.level >= self.most or last.calibrated >= 0.1
-        if last.step < self.after or begun:
+        if last.step < self.since + self.after or begun:
             return None
         return f"hopeless: control gain is {plateau.level:z.3f} and flat after {last.step:,} steps"

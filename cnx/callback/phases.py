@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -101,11 +101,17 @@ class Phases(Callback):
         self.begun: list[Begun] = []
         self._step = -1
 
-    @property
-    def awaited(self) -> bool:
-        """Whether a phase is still to begin at a step."""
+    def awaited(self, trainer: Trainer) -> bool:
+        """Whether a phase is still to begin at a step that the run reaches."""
+        end = trainer.fit_loop.epoch_loop.max_steps
+        return any(end <= 0 or when < end for _, when, _ in self._at_steps())
+
+    def _at_steps(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
+        """The phases that wait for a step: number, step, phase."""
         begun = {begun.phase for begun in self.begun}
-        return any(n not in begun and phase["when"] != CONVERGED for n, phase in enumerate(self.phases, start=1))
+        for number, phase in enumerate(self.phases, start=1):
+            if number not in begun and phase["when"] != CONVERGED:
+                yield number, phase["when"], phase
 
     def check(self, probed: bool, checkpoint: Path | None = None) -> None:
         """Find out before anything is written whether a run can have these phases.
@@ -143,15 +149,13 @@ class Phases(Callback):
         # The checkpoint has brought back the model's wiring and the optimizer; the trainer's own settings are ours.
         for begun in self.begun:
             self._set_trainer(trainer, self.phases[begun.phase - 1], begun.step)
-        done = {begun.phase for begun in self.begun}
-        for number, phase in enumerate(self.phases, start=1):
-            if number not in done and phase["when"] != CONVERGED and "stop_after" in phase:
-                _end_by(trainer, max(phase["when"], trainer.global_step) + phase["stop_after"])
+        for _, when, phase in self._at_steps():
+            if "stop_after" in phase:
+                _end_by(trainer, max(when, trainer.global_step) + phase["stop_after"])
         end = trainer.fit_loop.epoch_loop.max_steps
-        for number, phase in enumerate(self.phases, start=1):
-            awaited = number not in done and phase["when"] != CONVERGED
-            if awaited and 0 < end <= cast(int, phase["when"]) and trainer.is_global_zero:
-                line = f"phase {number} is for step {phase['when']:,} and does not begin: the run ends at {end:,}"
+        for number, when, _ in self._at_steps():
+            if 0 < end <= when and trainer.is_global_zero:
+                line = f"phase {number} is for step {when:,} and does not begin: the run ends at {end:,}"
                 rich.get_console().print(line, highlight=False, markup=False, soft_wrap=True)
         if self.phases:
             self._write(trainer)  # without what a killed run had begun after its checkpoint

@@ -13,7 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import DictConfig, OmegaConf
 
-from cnx.errors import InputError
+from cnx.errors import InputError, check_whole
 from cnx.model import Controlled
 
 HALVES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -78,8 +78,8 @@ def count_micro_batches(cfg: DictConfig, processes: int) -> int:
     given, batch, micro = cfg.trainer.accumulate_grad_batches, cfg.batch_size, cfg.data.batch_size
     counts = {"batch_size": batch, "micro_batch": micro, "trainer.accumulate_grad_batches": given}
     for key, count in counts.items():
-        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-            raise InputError(f"{key}={count}: must be a whole number of at least 1")
+        if count is not None:
+            check_whole(key, count)
     if batch is None:
         return given
     if given != 1:

@@ -352,8 +352,8 @@ def _out_folder(cfg: DictConfig) -> Path:
         out = Path(str(cfg.out))
         if out.is_file() or (out / "samples.jsonl").exists():
             raise InputError(f"out={out}: is there already; give another folder")
-        for place in as_list(cfg.control):
-            if out.resolve() in (Path(str(place)).resolve(), Path(str(place)).resolve().parent):
+        for place in map(Path, map(str, as_list(cfg.control))):
+            if out.resolve() == (place if place.is_dir() else place.parent).resolve():
                 raise InputError(f"out={out}: holds what is drawn from, control={place}; give another folder")
         return out
     parent = Path(str(as_list(cfg.run)[0])) / "drawn"

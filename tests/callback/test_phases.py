@@ -78,7 +78,7 @@ class Verdict(Probe):
 
 class Ended(Hopeless):
     def judge(self, probe: Probe) -> str | None:
-        return "late" if probe.history[-1].step >= self.after else None
+        return "late" if probe.history[-1].step >= self.since + self.after else None
 
 
 def final(module: Any) -> dict[str, Tensor]:
@@ -218,7 +218,9 @@ def test_no_verdict_ends_a_run_before_a_phase_at_a_step(fit_training: Fit) -> No
         return [Verdict(), Ended(after=2)]
 
     _, trainer = fit_training(*verdict(), Phases([{"when": 5, "lr": 1e-5}]), max_steps=9)
-    assert trainer.global_step == 6
+    assert trainer.global_step == 7, "two steps after the phase began"
+    _, trainer = fit_training(*verdict(), Phases([{"when": 20, "lr": 1e-5}]), name="beyond", max_steps=9)
+    assert trainer.global_step == 2, "a phase that never begins is not waited for"
     _, trainer = fit_training(*verdict(), Phases(), name="none", max_steps=9)
     assert trainer.global_step == 2
 

@@ -1,6 +1,7 @@
 """task=sample on run folders whose branches are random: what is drawn does not matter here, what draws it does."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,13 @@ def test_bad_input_gets_one_clear_line_and_leaves_nothing_behind(mistake: str) -
     line = stop.value.code
     assert isinstance(line, str) and named in line and "\n" not in line
     assert not Path("bad").exists()
+
+
+def test_a_folder_may_hold_both_the_maps_and_the_drawings_in_folders_of_their_own() -> None:
+    Path("both/maps").mkdir(parents=True)
+    shutil.copy("maps/0.png", "both/maps")
+    sample("run=a", "control=both/maps", "prompt=a bird", "out=both")
+    assert Path("both/0_seed0.png").is_file()
 
 
 def test_no_negative_prompt_is_an_empty_one() -> None:
