@@ -248,10 +248,10 @@ def test_bad_input_gets_one_clear_line_and_leaves_nothing_behind(mistake: str) -
 
 
 def test_a_folder_may_hold_both_the_maps_and_the_drawings_in_folders_of_their_own() -> None:
-    Path("both/maps").mkdir(parents=True)
-    shutil.copy("maps/0.png", "both/maps")
-    sample("run=a", "control=both/maps", "prompt=a bird", "out=both")
-    assert Path("both/0_seed0.png").is_file()
+    Path("held/maps").mkdir(parents=True)
+    shutil.copy("maps/0.png", "held/maps")
+    sample("run=a", "control=held/maps", "prompt=a bird", "out=held")
+    assert Path("held/0_seed0.png").is_file()
 
 
 def test_no_negative_prompt_is_an_empty_one() -> None:
