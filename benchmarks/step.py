@@ -149,6 +149,7 @@ def read(overrides: list[str]) -> DictConfig:
 def measure(overrides: list[str], shown: tuple[str, ...] = ()) -> Measured:
     """Train as `overrides` say, for a few steps; those of them that are `shown` go into its name."""
     run.quieten()
+    run.keep_freed_memory()
     warnings.filterwarnings("ignore")
     cfg = read(overrides)
     seed_everything(cfg.seed, verbose=False)

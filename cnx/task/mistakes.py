@@ -14,6 +14,15 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, Interpolation
 
 from cnx.errors import InputError
 
+# Numbers that null may stand for: no limit, all, what the device or another key says.
+MAY_BE_NULL = {
+    "batch_size",
+    "callback.probe.budget",
+    "condition.levels",
+    "condition.softedge.levels",
+    "memory.device_gib",
+    "sample",
+}
 QUOTES = """text with spaces, commas, = or brackets in it goes in quotes, and those in others: 'key="a, b"'"""
 
 
@@ -42,11 +51,19 @@ def line_for_mistake(error: BaseException) -> str | None:
 
 
 def check_values(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Raise InputError if `overrides` give text where the configuration, `cfg` with them, has a number or a truth."""
+    """Raise InputError if `overrides` give text or null where the configuration has a number or a truth.
+
+    `cfg` is the configuration with them.
+    """
     loader = GlobalHydra.instance().config_loader()
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     values = [each for each in parsed if not loader.get_group_options(each.key_or_group)]
-    suspects = [each.key_or_group for each in values if isinstance(_at(cfg, each.key_or_group), str)]
+    suspects = [
+        each.key_or_group
+        for each in values
+        if isinstance(_at(cfg, each.key_or_group), str)
+        or (each.value() is None and not each.is_delete() and each.key_or_group not in MAY_BE_NULL)
+    ]
     if not suspects:
         return
     groups = [str(each.input_line) for each in parsed if each not in values]
@@ -55,7 +72,8 @@ def check_values(cfg: DictConfig, overrides: Sequence[str]) -> None:
         value, default = _at(cfg, key), _at(plain, key)
         if isinstance(default, int | float) and value != "auto":
             kind = "true or false" if isinstance(default, bool) else "a number"
-            raise InputError(f"{key}={value}: {kind} is wanted, as {str(default).lower()} is")
+            given = "null" if value is None else value
+            raise InputError(f"{key}={given}: {kind} is wanted, as {str(default).lower()} is")
 
 
 def check_job(master: DictConfig, overrides: Sequence[str]) -> None:

@@ -48,9 +48,12 @@ def test_an_error_of_another_kind_keeps_its_traceback() -> None:
         ("prompt_dropout=half", "prompt_dropout=half: a number is wanted, as 0.5 is"),
         ("compile=maybe", "compile=maybe: true or false is wanted, as false is"),
         ("trainer.max_steps=", "trainer.max_steps=: a number is wanted, as 4735 is"),
+        ("seed=null", "seed=null: a number is wanted, as 0 is"),
+        ("data.batch_size=null", "data.batch_size=null: a number is wanted, as 8 is"),
+        ("compile=null", "compile=null: true or false is wanted, as false is"),
     ],
 )
-def test_text_in_place_of_a_number_is_refused(argument: str, wanted: str) -> None:
+def test_text_or_null_in_place_of_a_number_is_refused(argument: str, wanted: str) -> None:
     overrides = ["experiment=attempt7_birds", "base=tiny", argument]
     with pytest.raises(InputError) as refused:
         check_values(compose("config", overrides), overrides)
@@ -62,6 +65,10 @@ def test_text_in_place_of_a_number_is_refused(argument: str, wanted: str) -> Non
     [
         "prompt_dropout=1",
         "data.limit=null",
+        "callback.probe.budget=null",
+        "~callback.probe",
+        "~warmup_steps",
+        "model=large_scale model.unlock=null",
         "seed=${micro_batch}",
         "trainer.devices=auto",
         "default_prompt=7",
@@ -69,4 +76,5 @@ def test_text_in_place_of_a_number_is_refused(argument: str, wanted: str) -> Non
     ],
 )
 def test_what_fits_is_not(argument: str) -> None:
-    check_values(compose("config", [argument]), [argument])
+    overrides = argument.split()
+    check_values(compose("config", overrides), overrides)
