@@ -3,7 +3,6 @@
 python run.py --help lists every group and option.
 """
 
-import ctypes
 import logging
 import multiprocessing
 import os
@@ -82,21 +81,6 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def keep_freed_memory() -> None:
-    """Have the C library keep what is freed for the next tensors; it speaks to glibc, elsewhere nothing is done.
-
-    By itself glibc hands large blocks back to the kernel, which clears every page again for the next tensor: a quarter
-    of the time in which a CPU encodes pictures. A process then stays as large as it was at its largest.
-    """
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-    except OSError:
-        return
-    libc.mallopt(trim_threshold, -1)
-    libc.mallopt(mmap_max, 0)
-
-
 mount("experiments", group="experiment")
 mount("sweeps", group="sweep")
 
@@ -145,7 +129,6 @@ def execute(cfg: DictConfig) -> float | None:
     from cnx.task.sweep import Job, run_job
 
     quieten()
-    keep_freed_memory()
     # Again, because a launcher's worker process does not run this file, but is given this function.
     register_resolvers()
     if multiprocessing.get_start_method(allow_none=True) == "loky":

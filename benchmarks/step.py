@@ -38,7 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import run  # noqa: E402  (mounts experiments/ and the resolvers of conf/)
 from cnx.errors import InputError  # noqa: E402
-from cnx.task.fitting import economise  # noqa: E402
+from cnx.task.fitting import economise, keep_freed_memory  # noqa: E402
 from cnx.task.train import build, make_training, peak_memory_bytes  # noqa: E402
 
 WARM_UP = 3  # steps
@@ -149,7 +149,7 @@ def read(overrides: list[str]) -> DictConfig:
 def measure(overrides: list[str], shown: tuple[str, ...] = ()) -> Measured:
     """Train as `overrides` say, for a few steps; those of them that are `shown` go into its name."""
     run.quieten()
-    run.keep_freed_memory()
+    keep_freed_memory()
     warnings.filterwarnings("ignore")
     cfg = read(overrides)
     seed_everything(cfg.seed, verbose=False)

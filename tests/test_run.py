@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -340,26 +339,6 @@ def test_multirun_runs_one_job_after_another() -> None:
     assert result.returncode == 0, result.stderr
     summaries = [json.loads(file.read_text()) for file in Path("runs/ablation").glob("*/summary.json")]
     assert sorted(summary["init"] for summary in summaries) == ["scratch", "sd_copy"]
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there is nothing to tell another C library")
-def test_memory_that_was_freed_is_used_again_without_the_kernel() -> None:
-    # In a process of its own, which is as large as it is: the number of its pages that the kernel had to clear.
-    program = f"""
-import resource, sys, torch
-sys.path.insert(0, {str(REPOSITORY)!r})
-import run
-run.keep_freed_memory()
-def fill():
-    for _ in range(3):
-        torch.ones(2**24), torch.ones(2**23)
-fill()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-fill()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert int(result.stdout) < 2**12, result.stderr  # one such tensor alone has 2**13 or 2**14 pages
 
 
 def test_help_names_every_group_and_option() -> None:

@@ -37,7 +37,7 @@ from cnx.model.sharding import whole_weights
 from cnx.report import grid_over_time
 from cnx.report.page import run_report
 from cnx.schedule import Schedule
-from cnx.task.fitting import count_micro_batches, economise, find_devices, is_sharded, make_optimizer
+from cnx.task.fitting import count_micro_batches, economise, find_devices, is_sharded, keep_freed_memory, make_optimizer
 from cnx.task.run_folder import (
     git_commit,
     given_overrides,
@@ -67,6 +67,8 @@ def run(cfg: DictConfig) -> None:
         note_choices(cfg)
         step_done = 0
     processes, device = find_devices(cfg)
+    if device.type == "cpu":
+        keep_freed_memory()
     accumulated = count_micro_batches(cfg, processes)
     sharded = is_sharded(cfg)
     check_whole("trainer.log_every_n_steps", cfg.trainer.log_every_n_steps)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -279,3 +280,22 @@ def test_what_divided_weights_cannot_have_is_said_at_once(asked: str, named: str
     with pytest.raises(SystemExit, match=named):
         launch("trainer=fsdp", "trainer.accelerator=cpu", asked, *SMALL)
     assert sorted(Path("runs").glob("*/*")) == before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there is nothing to tell another C library")
+def test_memory_that_was_freed_is_used_again_without_the_kernel() -> None:
+    # In a process of its own, which is as large as it is: the number of its pages that the kernel had to clear.
+    program = """
+import resource, torch
+from cnx.task.fitting import keep_freed_memory
+keep_freed_memory()
+def fill():
+    for _ in range(3):
+        torch.ones(2**24), torch.ones(2**23)
+fill()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+fill()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert int(result.stdout) < 2**12, result.stderr  # one such tensor alone has 2**13 or 2**14 pages
