@@ -297,6 +297,10 @@ BAD_INPUT = {
     "rows": (["trainer.log_every_n_steps=0"], "trainer.log_every_n_steps=0"),
     "sampler_steps": (["sampler.steps=0"], "sampler.steps=0"),
     "condition_that_judges_nothing": (["condition=none"], "condition=none: a probe cannot say"),
+    "prompts_without_a_measure": (
+        ["condition=none", "callback=[default,four_prompts]", "~callback.probe"],
+        "condition=none: nothing can say",
+    ),
     "verdict_without_probe": (["stop=flat", "~callback.probe"], "stop=flat: it goes by the probes"),
     "probes_of_flat": (["stop=flat", "callback.flat.probes=0"], "callback.flat.probes=0"),
     "one_phase_without_a_list": (["phases=4"], "phases=4: must be a list of mappings"),

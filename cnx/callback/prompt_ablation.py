@@ -15,9 +15,10 @@ from cnx.callback.bench import Probed
 from cnx.callback.ema import averaged
 from cnx.callback.interrupt import was_interrupted
 from cnx.callback.probe import replace_file, save_arrays
-from cnx.condition import Condition
+from cnx.condition import Condition, Given
 from cnx.data.module import HeldOut, to_uint8
 from cnx.data.prompts import PROMPT_MODES, PromptMode, prompts_of, read_prompt_modes
+from cnx.errors import InputError, check_whole
 from cnx.model.sharding import put_together
 from cnx.report.prompts import prompt_grid
 from cnx.sampler import Sampler
@@ -38,6 +39,9 @@ class PromptAblation(Callback):
         default_prompt: the insufficient one.
         seed: of the noise; the probe's gives the same noise.
 
+    Raises:
+        InputError: `items` is not whole or below 1, or `condition` cannot judge.
+
     Attributes:
         fidelity: calibrated control fidelity under each kind of prompt, once it is measured.
         seconds: wall time that it took.
@@ -52,6 +56,12 @@ class PromptAblation(Callback):
         prompt_mode: str | Sequence[str] = "all",
         seed: int = 0,
     ) -> None:
+        check_whole("callback.prompts.items", items)
+        if isinstance(condition, Given):
+            raise InputError(
+                "condition=none: nothing can say how well a drawing obeys such maps; give the maps' own condition, or"
+                " leave four_prompts out of callback="
+            )
         self.condition, self.sampler, self.default_prompt = condition, sampler, default_prompt
         self.items, self.modes, self.seed = items, read_prompt_modes(prompt_mode), seed
         self.fidelity: dict[PromptMode, float] = {}
