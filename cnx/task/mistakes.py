@@ -21,6 +21,7 @@ MAY_BE_NULL = {
     "condition.levels",
     "condition.softedge.levels",
     "memory.device_gib",
+    "model.unlocked_lr",
     "sample",
 }
 QUOTES = """text with spaces, commas, = or brackets in it goes in quotes, and those in others: 'key="a, b"'"""
@@ -66,10 +67,14 @@ def check_values(cfg: DictConfig, overrides: Sequence[str]) -> None:
     ]
     if not suspects:
         return
-    groups = [str(each.input_line) for each in parsed if each not in values]
-    plain = loader.load_configuration("config", groups, RunMode.RUN)
+    chosen = [each for each in parsed if each not in values]
+    plain = loader.load_configuration("config", [str(each.input_line) for each in chosen], RunMode.RUN)
+    # An experiment may set a number where null is as good: what may be null is seen without it.
+    alone = [str(each.input_line) for each in chosen if each.key_or_group not in ("experiment", "sweep")]
+    bare = loader.load_configuration("config", alone, RunMode.RUN) if len(alone) < len(chosen) else plain
     for key in suspects:
-        value, default = _at(cfg, key), _at(plain, key)
+        value = _at(cfg, key)
+        default = _at(bare if value is None else plain, key)
         if isinstance(default, int | float) and value != "auto":
             kind = "true or false" if isinstance(default, bool) else "a number"
             given = "null" if value is None else value

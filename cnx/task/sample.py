@@ -47,8 +47,8 @@ OWN_KEYS = (
     "num_samples", "height", "width", "strength", "control_start", "control_end", "control_mode", "image",
     "image_strength", "mask", "out", "again", "condition", "seed", "default_prompt", "logger",
 )  # fmt: skip
-# What stands in a picture's line in samples.jsonl as it was given.
-FILES = ("control", "image", "mask")  # of a picture's line, with the sha256 of each
+# In a picture's line in samples.jsonl: the files, each with its sha256, and what stands there as it was given.
+FILES = ("control", "image", "mask")
 AS_GIVEN = ("negative_prompt", "strength", "control_start", "control_end", "control_mode", "condition", "image", "mask")
 # What grid.png shows at most.
 GRID_ROWS, GRID_SAMPLES = 16, 8
