@@ -14,8 +14,8 @@ from cnx.metric import find_plateau
 class EarlyVerdict(Callback):
     """Ends a run at a probe whose verdict is a reason to: the run is finished then, as it is after its last step.
 
-    What a phase changes may change the outcome: none is ended before a phase that is to begin at a step, and after one
-    the verdict is on what came `since`.
+    What a phase changes may change the outcome: none is ended before a phase that is to begin at a step, or at the
+    convergence that it shows, and after one the verdict is on what came `since`.
 
     Attributes:
         reason: why the run was ended, in words; None if it was not.
@@ -63,7 +63,8 @@ class EarlyVerdict(Callback):
         if len(self._probe.history) > self._judged and trainer.global_step != trainer.max_steps:
             self._judged = len(self._probe.history)
             self.since = max((begun.step for begun in self._phases.begun), default=0)
-            self.reason = None if self._phases.awaited(trainer) else self.judge(self._probe)
+            converged = self._probe.convergence().step is not None
+            self.reason = None if self._phases.awaited(trainer, converged) else self.judge(self._probe)
         # Only the process of rank zero probes; all end together.
         if trainer.strategy.reduce_boolean_decision(self.reason is not None, all=False):
             trainer.should_stop = True

@@ -43,7 +43,7 @@ class EMA(Callback):
         self.average, self._steps = state_dict["average"], state_dict["steps"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._follow(pl_module)
+        self.follow(pl_module)
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -52,13 +52,13 @@ class EMA(Callback):
         if trainer.global_step == self._steps:
             return  # a micro-batch inside an optimizer step
         self._steps = trainer.global_step
-        trained = self._follow(pl_module)
+        trained = self.follow(pl_module)
         decay = min(self.decay, (1 + self._steps) / (10 + self._steps))
         averages = [self.average[name] for name in trained]
         torch._foreach_lerp_(averages, list(trained.values()), 1 - decay)
 
-    def _follow(self, pl_module: LightningModule) -> dict[str, Tensor]:
-        """What is trained now, each with an average beside it on its device."""
+    def follow(self, pl_module: LightningModule) -> dict[str, Tensor]:
+        """What is trained now, each with an average beside it on its device: of what is new, the weight itself."""
         names = dict(pl_module.named_parameters())
         trained = {name: parameter.detach() for name, parameter in names.items() if parameter.requires_grad}
         self.average = {name: average for name, average in self.average.items() if name in trained}

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
+from cnx.callback.ema import EMA
 from cnx.callback.probe import Probe
 from cnx.errors import InputError
 from cnx.model import Controlled
@@ -101,10 +102,13 @@ class Phases(Callback):
         self.begun: list[Begun] = []
         self._step = -1
 
-    def awaited(self, trainer: Trainer) -> bool:
-        """Whether a phase is still to begin at a step that the run reaches."""
-        end = trainer.fit_loop.epoch_loop.max_steps
-        return any(end <= 0 or when < end for _, when, _ in self._at_steps())
+    def awaited(self, trainer: Trainer, converged: bool) -> bool:
+        """Whether a phase is still to begin: at a step that the run reaches, or now, if it has `converged`."""
+        ends = [begun.step + begun.changed["stop_after"] for begun in self.begun if "stop_after" in begun.changed]
+        end = min(end for end in (trainer.fit_loop.epoch_loop.max_steps, *ends, math.inf) if end > 0)
+        begun = {begun.phase for begun in self.begun}
+        due = any(phase["when"] == CONVERGED for at, phase in enumerate(self.phases, start=1) if at not in begun)
+        return (converged and due) or any(when < end for _, when, _ in self._at_steps())
 
     def _at_steps(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
         """The phases that wait for a step: number, step, phase."""
@@ -169,6 +173,8 @@ class Phases(Callback):
 
     def _watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = step = trainer.global_step
+        if trainer.should_stop:
+            return  # interrupted: the resumed run makes up the probe that was put off, and begins what comes after it
         begun = {begun.phase for begun in self.begun}
         for number, phase in enumerate(self.phases, start=1):
             # Nothing begins at the end of a run: asked for more steps, it begins when the run goes on.
@@ -191,6 +197,9 @@ class Phases(Callback):
         if "unlock" in phase:
             run.model.unlock(phase["unlock"])
         run.extend_optimizer()
+        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(callback, EMA):
+                callback.follow(trainer.lightning_module)  # by now, so that this step's checkpoint has it
         optimizer = trainer.optimizers[0]
         if "lr" in phase:
             for group in optimizer.param_groups:

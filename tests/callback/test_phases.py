@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from torch import Tensor
 
-from cnx.callback import EMA, Hopeless, MetricsCSV, Phases, Probe, ProbeRecord, RunProgress, averaged
+from cnx.callback import EMA, Hopeless, Interrupt, MetricsCSV, Phases, Probe, ProbeRecord, RunProgress, averaged
 from cnx.condition import Agreement
 from cnx.errors import InputError
 from cnx.objective import Denoise
@@ -223,6 +224,38 @@ def test_no_verdict_ends_a_run_before_a_phase_at_a_step(fit_training: Fit) -> No
     assert trainer.global_step == 2, "a phase that never begins is not waited for"
     _, trainer = fit_training(*verdict(), Phases(), name="none", max_steps=9)
     assert trainer.global_step == 2
+
+
+def test_no_verdict_ends_a_run_at_the_convergence_that_a_phase_waits_for(fit_training: Fit) -> None:
+    phases = Phases([{"when": "converged", "links": "all"}])
+    _, trainer = fit_training(Verdict(), Ended(after=4), phases, links="mid", max_steps=12)
+    assert [begun.step for begun in phases.begun] == [4] and trainer.global_step == 8
+
+
+def test_no_phase_begins_at_the_step_at_which_a_run_is_interrupted(fit_training: Fit, tmp_path: Path) -> None:
+    class CtrlC(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    first, second, saved = Phases(SWITCHES[:1]), Phases(SWITCHES[:1]), SaveAt(2, tmp_path / "at.ckpt")
+    _, trainer = fit_training(Interrupt(), CtrlC(), first, saved, links="mid", max_steps=4)
+    assert trainer.global_step == 2 and not first.begun, "its probe has been put off, which comes first"
+    fit_training(second, name="resumed", ckpt_path=saved.path, links="mid", max_steps=4)
+    assert [begun.step for begun in second.begun] == [2]
+
+
+@pytest.mark.parametrize("phase", [{"unlock": "decoder"}, {"links": "all"}])
+def test_a_run_resumed_at_a_phase_s_own_step_has_the_uninterrupted_average(
+    fit_training: Fit, tmp_path: Path, phase: dict[str, Any]
+) -> None:
+    whole, resumed, saved = EMA(0.9), EMA(0.9), SaveAt(2, tmp_path / "at.ckpt")
+    phases = [{"when": 2, **phase}]
+    fit_training(whole, Phases(phases), saved, links="mid", max_steps=4)
+    fit_training(resumed, Phases(phases), name="resumed", ckpt_path=saved.path, links="mid", max_steps=4)
+    assert whole.average.keys() == resumed.average.keys()
+    for name, average in whole.average.items():
+        assert torch.equal(average, resumed.average[name]), name
 
 
 def test_an_average_of_what_is_locked_again_is_dropped(fit_training: Fit) -> None:
