@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from cnx.task.sweep import installed, jobs_of, resumed_arguments
+from cnx.task.sweep import Job, conclude, installed, jobs_of, resumed_arguments
 from small_runs import REPOSITORY
 from small_runs import SMALL as SMALL_RUN
 
@@ -138,6 +138,17 @@ def test_a_run_that_fails_stops_no_other_and_is_reported_by_name(capsys: pytest.
     assert states(sweep) == ["failed", "finished"] and jobs_of(sweep)[1].run_folder != finished.run_folder
 
 
+def test_runs_of_a_task_that_leaves_no_summary_are_finished_and_not_compared(tmp_path: Path) -> None:
+    for folder in ("base", "jobs"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "sweep.json").write_text('{"arguments": [], "jobs": []}')
+    for number in (0, 1):
+        Job(tmp_path, number, [f"seed={number}"], "finished", "base", summarised=False).update()
+    assert conclude(tmp_path) == 0 and not (tmp_path / "comparison.md").exists()
+    (tmp_path / "base").rmdir()
+    assert conclude(tmp_path) == 1
+
+
 def test_ctrl_c_stops_the_sweep_and_says_how_to_go_on(tmp_path: Path) -> None:
     arguments = ["-m", "seed=0,1", "trainer.max_steps=4", *SMALL, mishaps(tmp_path, job0="ctrl_c")]
     stopped = command(*arguments)
@@ -194,6 +205,9 @@ def test_another_launcher_takes_no_options_of_the_last_one_s(tmp_path: Path) -> 
     assert resumed_arguments([f"resume={tmp_path}"]) == ["-m", *started, folder]
     assert resumed_arguments([f"resume={tmp_path}", "hydra.launcher.n_jobs=4"]) == [
         "-m", "seed=0,1", "launcher=joblib", "hydra.launcher.n_jobs=4", folder,
+    ]  # fmt: skip
+    assert resumed_arguments([f"resume={tmp_path}", "launcher=joblib"]) == [
+        "-m", "seed=0,1", "hydra.launcher.n_jobs=2", "launcher=joblib", folder,
     ]  # fmt: skip
     assert resumed_arguments([f"resume={tmp_path}", "launcher=local"]) == ["-m", "seed=0,1", "launcher=local", folder]
 

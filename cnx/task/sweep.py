@@ -53,6 +53,7 @@ class Job:
         state: `running` is also what a killed job leaves behind.
         run_folder: relative to the sweep folder; None before the run has one.
         error: why it failed, in one line.
+        summarised: whether the finished run left a summary.json, as a training does: it can be compared.
     """
 
     sweep: Path
@@ -61,6 +62,7 @@ class Job:
     state: State = "planned"
     run_folder: str | None = None
     error: str | None = None
+    summarised: bool = True
 
     @classmethod
     def read(cls, file: Path) -> Self:
@@ -86,8 +88,10 @@ class Job:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the run was finished, and its folder is not where it was."""
-        return self.state == "finished" and self.folder is not None and _summary(self) is None
+        """Whether the run was finished, and its folder, or what can be compared of it, is not where it was."""
+        if self.state != "finished" or self.folder is None:
+            return False
+        return _summary(self) is None if self.summarised else not self.folder.is_dir()
 
     def to_json(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if key != "sweep"}
@@ -230,7 +234,8 @@ def conclude(sweep: Path) -> int:
         for job in jobs
         if job.is_lost
     }
-    finished = [job.folder for job in jobs if job.state == "finished" and job.folder and not job.is_lost]
+    done = [job for job in jobs if job.state == "finished" and not job.is_lost]
+    finished = [job.folder for job in done if job.folder and job.summarised]
     if finished:
         rich.get_console().print(compare(finished, sweep, missing=missing, title=f"Sweep {sweep.name}"))
         _say(f"The comparison is in {sweep}")
@@ -291,7 +296,7 @@ def _do(job: Job, cfg: DictConfig, task: Callable[[DictConfig], None]) -> None:
         # Lightning starts the processes of further devices with this command line: theirs is this one run.
         sys.argv = [sys.argv[0], *typed(HydraConfig.get().overrides.task), "hydra.mode=RUN"]
         task(cfg)
-        job.update(state="finished")
+        job.update(state="finished", summarised=_summary(Job.read(job.file)) is not None)
     except KeyboardInterrupt:
         job.update(state="stopped")
         raise
@@ -341,7 +346,7 @@ def _abandon() -> None:
 
 def _summary(job: Job) -> dict[str, Any] | None:
     file = job.folder / "summary.json" if job.folder else None
-    return json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else None
+    return _read_json(file, "delete it, and that run is shown as unfinished") if file and file.is_file() else None
 
 
 def installed(plugin: str) -> bool:
@@ -373,7 +378,8 @@ def resumed_arguments(arguments: Sequence[str]) -> list[str]:
             raise InputError(f"{argument}: a resumed sweep keeps what it was started with; leave it out")
     started = _read_json(sweep / "sweep.json", NO_ARGUMENTS)["arguments"]
     given = {argument.partition("=")[0] for argument in more}
-    if "launcher" in given:  # another has other options
+    launcher = next((argument for argument in more if argument.startswith("launcher=")), None)
+    if launcher and launcher not in started:  # another has other options
         started = [argument for argument in started if not argument.startswith("hydra.launcher.")]
     kept = [argument for argument in started if argument.partition("=")[0] not in given]
     return ["-m", *kept, *more, f"hydra.sweep.dir='{sweep}'"]
