@@ -148,8 +148,9 @@ def _entries(runs: Sequence[SavedRun], missing: dict[str, str]) -> list[Entry]:
     return entries + planned
 
 
-def _versions(runs: Sequence[SavedRun]) -> list[str]:
-    return [str(run.summary.get("git_commit")) for run in runs]
+def _versions(runs: Sequence[SavedRun]) -> list[str | None]:
+    """None of a run that is not finished, or was made outside git."""
+    return [run.summary.get("git_commit") for run in runs]
 
 
 def _none_of(group: str, own: str) -> str:
@@ -238,8 +239,8 @@ def _missing_table(absent: Sequence[Entry]) -> Iterator[Table]:
     if absent:
         rows = [
             [
-                entry.run.name if entry.varied else entry.label,
-                entry.label if entry.varied else NO_VALUE,
+                entry.run.name if entry.run.config else entry.label,
+                entry.label if entry.run.config else NO_VALUE,
                 entry.missing or "",
             ]
             for entry in absent
@@ -286,12 +287,9 @@ def _notes(arms: Mapping[str, Sequence[Entry]]) -> Iterator[str]:
         )
     if any(run.probe.get("degenerate") for run in runs):
         yield "*: floor and ceiling coincide, so this base cannot show control; its fidelity is 0 by definition."
-    commits = sorted(set(_versions(runs)))
+    commits = sorted({str(version) for version in _versions(runs)})
     if len(commits) > 1:
         yield f"Made by different commits of the code: {', '.join(commits)}."
-    newer = [name for name in find_varied([run.config for run in runs]) if name not in entries[0].varied]
-    if newer:
-        yield f"Not compared, because some of these commits do not have it: {', '.join(newer)}."
     drawing = [run for run in runs if run.pictured()]
     conditions = _conditions(arms)
     if len(conditions) > 1:

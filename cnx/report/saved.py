@@ -6,14 +6,24 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from cnx.errors import InputError
+
+# What a run did that was saved before these keys were.
+BEFORE = {
+    "choices": {},
+    "noise_offset": 0.0,
+    "batch_size": None,
+    "warmup_steps": 0,
+    "decay": {"_target_": "hydra.utils.get_method", "path": "cnx.schedule.linear"},
+    "memory": {"gradient_checkpointing": False, "half_locked": False, "offload": False, "device_gib": None},
+    "compile": False,
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class SavedRun:
     def config(self) -> dict[str, Any]:
         """The resolved configuration."""
         file = self.folder / "config.yaml"
-        config: Any = OmegaConf.to_container(read_yaml(file)) if file.is_file() else {}
+        config: Any = OmegaConf.to_container(in_present_terms(read_yaml(file))) if file.is_file() else {}
         return config
 
     @cached_property
@@ -155,8 +165,22 @@ class SavedRun:
             return {}
         try:
             return json.loads(file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{file}:{error.lineno}: no JSON ({error.msg}); mend or delete it") from error
+        except ValueError as error:  # what is no UTF-8 included
+            raise InputError(f"{file}: no JSON ({error}); mend or delete it") from error
+
+
+def in_present_terms(saved: Any) -> Any:
+    """A run's saved configuration with the keys that have come since, as what was done without them."""
+    if not isinstance(saved, DictConfig) or not saved:
+        return saved
+    cfg = OmegaConf.merge(BEFORE, saved)
+    data = cfg.get("data")
+    if isinstance(data, DictConfig):
+        if "cache_folder" not in data:  # older runs called the folder data.cache, and cached all
+            data.cache_folder, data.cache = data.get("cache", "cache"), "all"
+        if "micro_batch" not in cfg and "batch_size" in data:
+            cfg.micro_batch = data.batch_size
+    return cfg
 
 
 def read_yaml(file: Path) -> Any:
@@ -173,8 +197,9 @@ def _arrays(file: Path, *names: str) -> list[np.ndarray]:
     try:
         with np.load(file) as saved:
             return [saved[name] for name in names]
-    except (ValueError, EOFError, KeyError, OSError, BadZipFile) as error:
-        raise InputError(f"{file}: is damaged ({error}); delete it, and the run is shown without it") from error
+    except Exception as error:  # whatever a damaged archive raises
+        why = " ".join(str(error).split())
+        raise InputError(f"{file}: is damaged ({why}); delete it, and the run is shown without it") from error
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:

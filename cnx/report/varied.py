@@ -1,6 +1,6 @@
 """What differs between runs, found in their resolved configurations."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 ABSENT = "–"  # a key that this run's configuration does not have
@@ -19,9 +19,13 @@ INCIDENTAL = (
     "callback.probe.gain_every",
 )
 INCIDENTAL_CHOICES = ("task", "logger", "callback", "sweep", "launcher", "sweeper")
+# Groups whose options set keys of another's.
+PLACES = {"average": "callback", "stop": "callback"}
+# What a setting is where nothing is asked of it.
+NEUTRAL = ("null", "false", "0", "[]", "{}")
 
 
-def find_varied(configs: Sequence[Mapping[str, Any]], versions: Sequence[str] = ()) -> dict[str, list[str]]:
+def find_varied(configs: Sequence[Mapping[str, Any]], versions: Sequence[str | None] = ()) -> dict[str, list[str]]:
     """What differs between `configs`: {column: its value in each run, as text}, in the order in which to show it.
 
     Choices of groups come first (`init`), then single keys (`optimizer.lr`), then `seed`. Left out is what a differing
@@ -29,25 +33,28 @@ def find_varied(configs: Sequence[Mapping[str, Any]], versions: Sequence[str] = 
     configurations are resolved, so an interpolation shows as a second key with the same values. Where such keys do not
     end alike, they share a column under both names, so that nothing is hidden that only looks like an interpolation.
 
-    `versions`: of the code that each run was made by. What one version has and another has not, with one value
-    wherever it is, is left out too: the older code could not do otherwise.
+    `versions`: the commit that each run was made by, None where it is not known. What some versions have and the others
+    have not is left out too, where it is off or a copy: nothing was done by it that older code did not do.
     """
-    choices = [dict(config.get("choices") or {}) for config in configs]
-    chosen: dict[str, list[str]] = {}
-    for group in sorted({group for taken in choices for group in taken}, key=_choice_order):
-        values = [show(taken[group]) if group in taken else ABSENT for taken in choices]
-        if len(set(values)) > 1 and not _came_with(versions, values):
-            chosen[group] = values
-    columns = {group: values for group, values in chosen.items() if group not in INCIDENTAL_CHOICES}
-
+    choices = [{group: show(option) for group, option in (config.get("choices") or {}).items()} for config in configs]
     flat = [_flatten(config) for config in configs]
-    differing: dict[str, list[str]] = {}
-    for key in sorted({key for values in flat for key in values}, key=_key_order):
-        values = [values.get(key, ABSENT) for values in flat]
-        incidental = any(key == one or key.startswith(f"{one}.") for one in INCIDENTAL)
-        if len(set(values)) > 1 and not incidental and not _came_with(versions, values):
-            differing[key] = values
-    brought = {key: values for key, values in differing.items() if _determines(chosen.get(key.split(".")[0]), values)}
+    chosen = _differing(choices, _choice_order)
+    differing = {
+        key: values
+        for key, values in _differing(flat, _key_order).items()
+        if not any(key == one or key.startswith(f"{one}.") for one in INCIDENTAL)
+        and not (_came_with(versions, values) and (_is_off(values) or _is_copy(key, flat)))
+    }
+    for group, values in list(chosen.items()):
+        brings = (known for key, known in differing.items() if _place(key) == PLACES.get(group, group))
+        if _came_with(versions, values) and not any(_lack(known) == _lack(values) for known in brings):
+            del chosen[group]  # an option for what older code did without one
+    columns = {group: values for group, values in chosen.items() if group not in INCIDENTAL_CHOICES}
+    brought = {
+        key: values
+        for key, values in differing.items()
+        if any(_determines(taken, values) for group, taken in chosen.items() if PLACES.get(group, group) == _place(key))
+    }
     for key, values in differing.items():
         if key in brought or any(_repeats(key, values, *known) for known in brought.items()):
             continue
@@ -90,10 +97,40 @@ def short_names(columns: Iterable[str]) -> dict[str, str]:
     return {column: end if (end := first.split(".")[-1]) in unique else first for column, first in firsts.items()}
 
 
-def _came_with(versions: Sequence[str], values: list[str]) -> bool:
-    """Whether some versions have a setting, of one value, and the others have it not."""
-    lacking = ABSENT in values and len(set(values)) == 2
-    return lacking and len(set(versions)) > 1 and _determines(list(versions), values)
+def _differing(runs: Sequence[Mapping[str, str]], order: Callable[[str], Any]) -> dict[str, list[str]]:
+    """The keys that have not one value in all runs, each with its values."""
+    every = {
+        key: [run.get(key, ABSENT) for run in runs] for key in sorted({key for run in runs for key in run}, key=order)
+    }
+    return {key: values for key, values in every.items() if len(set(values)) > 1}
+
+
+def _came_with(versions: Sequence[str | None], values: list[str]) -> bool:
+    """Whether some versions have a setting and the others have it not. Local changes make no other version."""
+    each = zip(versions, values, strict=bool(versions))
+    made = [(version.removesuffix("-dirty"), value) for version, value in each if version]
+    having = {version for version, value in made if value != ABSENT}
+    lacking = {version for version, value in made if value == ABSENT}
+    return bool(having and lacking) and not having & lacking
+
+
+def _is_off(values: list[str]) -> bool:
+    return set(values) - {ABSENT} <= {*NEUTRAL} and len(set(values)) == 2
+
+
+def _is_copy(key: str, flat: Sequence[Mapping[str, str]]) -> bool:
+    """Whether it repeats the key that it ends in: data.scenes.condition.low is condition.low."""
+    own = [run for run in flat if key in run]
+    ends = (key.split(".", n)[-1] for n in range(1, key.count(".")))
+    return any(all(run.get(end) == run[key] for run in own) for end in ends)
+
+
+def _lack(values: list[str]) -> list[bool]:
+    return [value == ABSENT for value in values]
+
+
+def _place(key: str) -> str:
+    return key.split(".")[0]
 
 
 def _determines(choice: list[str] | None, values: list[str]) -> bool:

@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cnx.errors import InputError
-from cnx.report.saved import read_yaml
+from cnx.report.saved import in_present_terms, read_yaml
 from cnx.task.sweep import Job, typed
 
 # Where rank zero tells the processes that Lightning starts for the other devices which folder is the run's.
@@ -71,17 +71,6 @@ def _overrides() -> list[str]:
     return ["_".join(re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-") for name in named)[:80]] if named else []
 
 
-# What a run did that was saved before these keys were.
-BEFORE = {
-    "noise_offset": 0.0,
-    "batch_size": None,
-    "warmup_steps": 0,
-    "decay": {"_target_": "hydra.utils.get_method", "path": "cnx.schedule.linear"},
-    "memory": {"gradient_checkpointing": False, "half_locked": False, "offload": False, "device_gib": None},
-    "compile": False,
-}
-
-
 def read_config(folder: Path) -> DictConfig:
     """The configuration of the run in `folder`. Raises InputError if the folder is no run."""
     file = folder / "config.yaml"
@@ -90,11 +79,7 @@ def read_config(folder: Path) -> DictConfig:
     saved = read_yaml(file)
     if not isinstance(saved, DictConfig) or not {"choices", "data"} & {*saved}:
         raise InputError(f"{file}: is not the configuration of a run; runs are in runs/<experiment>/<time>")
-    cfg = OmegaConf.merge(BEFORE, saved)
-    assert isinstance(cfg, DictConfig)
-    if "data" in cfg and "cache_folder" not in cfg.data:  # older runs called the folder data.cache, and cached all
-        cfg.data.cache_folder, cfg.data.cache = cfg.data.get("cache", "cache"), "all"
-    return cfg
+    return in_present_terms(saved)
 
 
 def override_config(cfg: DictConfig, folder: Path, but: tuple[str, ...]) -> DictConfig:

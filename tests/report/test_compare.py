@@ -105,6 +105,37 @@ def test_missing_runs_are_listed_and_never_dropped(save_run: SaveRun, out: Path,
         assert all(name in text for name in missing)
 
 
+def test_an_unfinished_run_of_one_configuration_is_listed_by_its_folder(save_run: SaveRun, out: Path) -> None:
+    comparison = compare([save_run("done"), save_run("stopped", finished=False)], out)
+    assert list(table(list(comparison.tables), "Missing")) == ["stopped"]
+
+
+def test_what_came_between_two_commits_is_a_difference_where_it_is_at_work(save_run: SaveRun, out: Path) -> None:
+    new = {"memory": {"half_locked": False}, "choices": {"optimizer": "adamw"}}
+    runs = [save_run("a"), save_run("b", seed=1, noise_offset=0.0, **new), save_run("c", noise_offset=0.1, **new)]
+    for run, commit in zip(runs, "abb", strict=True):
+        file = run / "summary.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"git_commit": commit}))
+    comparison = compare(runs, out)
+    assert [[entry.run.name for entry in arm] for arm in comparison.arms.values()] == [["a", "b"], ["c"]]
+    assert list(comparison.entries[0].varied) == ["noise_offset", "seed"]
+
+
+def test_an_array_is_damaged_wherever_it_is(save_run: SaveRun) -> None:
+    """Compressed arrays fail in several ways; whichever byte it is, the file is named."""
+    run = save_run("run")
+    file = run / "samples" / "step_000300.npz"
+    np.savez_compressed(file, samples=SavedRun(run).samples(300))
+    whole, found = file.read_bytes(), 0
+    for at in range(len(whole) % 11, len(whole), 11):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            SavedRun(run).samples(300)
+        except InputError as error:
+            found += str(file) in str(error)
+    assert found > 10
+
+
 def test_a_run_that_never_began_is_named_in_full(save_run: SaveRun, out: Path) -> None:
     never = {"data.root=data/mine init=scratch": "failed", "data.root=other/mine init=scratch": "planned"}
     comparison = compare([save_run("done")], out, missing=never)
@@ -127,6 +158,7 @@ def test_an_arm_without_an_option_is_named(save_run: SaveRun, out: Path) -> None
         ("samples/heldout.npz", b"PK no archive"),
         ("samples/step_000300.npz", b""),
         ("samples/probe.json", b'{"floor'),
+        ("samples/probe.json", b"\xff\xfe{}"),
     ],
 )
 def test_a_damaged_file_is_named_and_nothing_is_written(

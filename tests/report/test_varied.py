@@ -73,6 +73,33 @@ def test_what_newer_code_alone_has_is_left_out_unless_its_value_differs() -> Non
     ]
 
 
+def test_what_newer_code_does_that_older_did_not_is_a_difference() -> None:
+    """Runs with the average and without it are no seeds of one arm, though the older code had no average."""
+    plain, averaged = config(), config(seed=1)
+    averaged["choices"] = averaged["choices"] | {"average": "ema", "optimizer": "adamw"}
+    averaged["callback"] = averaged["callback"] | {"ema": {"_target_": "cnx.callback.EMA", "decay": 0.9999}}
+    assert find_varied([plain, averaged], ["old", "new"]) == {"average": ["–", "ema"], "seed": ["0", "1"]}
+    noisy = config(noise_offset=0.1, scenes={"init": {"_target_": "sd_copy"}})
+    assert list(find_varied([plain, noisy], ["old", "new"])) == ["noise_offset"], "and not the copy of a key"
+
+
+def test_only_another_commit_is_another_version() -> None:
+    plain, new = config(), config(buckets=None)
+    for versions in (["a", "a-dirty"], [None, "a"], [None, None]):
+        assert list(find_varied([plain, new], versions)) == ["buckets"]
+    assert find_varied([plain, new], ["a", "b-dirty"]) == {}
+    assert find_varied([plain, new, new], ["a", "b", None]) == {}, "what is not known speaks for neither"
+
+
+def test_options_that_set_keys_among_the_callbacks_bring_them() -> None:
+    runs = [config(), config(), config()]
+    for run, average, stop in zip(runs, ("null", "ema", "null"), ("null", "null", "flat"), strict=True):
+        run["choices"] = run["choices"] | {"average": average, "stop": stop}
+    runs[1]["callback"] = runs[1]["callback"] | {"ema": {"decay": 0.9999}}
+    runs[2]["callback"] = runs[2]["callback"] | {"flat": {"probes": 4}}
+    assert list(find_varied(runs)) == ["average", "stop"]
+
+
 def test_what_watches_a_run_is_no_difference_but_how_the_probe_measures_is() -> None:
     runs: list[dict[str, Any]] = [config(callback={"probe": {"items": 16}}) for _ in range(3)]
     for run, callback in zip(runs, ("default", "none", None), strict=True):
