@@ -170,6 +170,19 @@ def test_a_finished_run_goes_on_to_more_steps_as_if_it_had_been_asked_for_them_f
     assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(shorter).values(), strict=True))
 
 
+def test_a_run_that_ended_by_epochs_is_finished_and_goes_on_to_more() -> None:
+    epochs = ["trainer.max_steps=-1", "cooldown=0", "~callback.probe"]
+    whole = launch(*SMALL, *epochs, "trainer.max_epochs=3")
+    asked = launch(*SMALL, *epochs, "trainer.max_epochs=2")
+    before = (asked / "summary.json").read_bytes()
+    with pytest.raises(SystemExit, match="the run is finished after 2 epochs; to go on, give trainer.max_epochs="):
+        launch(f"resume={asked}")
+    assert (asked / "summary.json").read_bytes() == before
+    launch(f"resume={asked}", "trainer.max_epochs=3")
+    for name, weight in weights(whole).items():
+        assert torch.equal(weight, weights(asked)[name]), name
+
+
 @pytest.mark.parametrize("init", ["gaussian_control", "scratch"])
 def test_task_sample_draws_what_plain_diffusers_draws(init: str) -> None:
     folder = launch(f"init={init}", "trainer.max_steps=1", *SMALL)

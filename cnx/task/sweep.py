@@ -324,7 +324,7 @@ def _resumed(job: Job, cfg: DictConfig) -> DictConfig:
     if not checkpoint or not checkpoint.is_file():
         return cfg
     try:
-        finished_steps(checkpoint, cfg.trainer.max_steps)
+        finished_steps(checkpoint, cfg.trainer)
     except InputError:  # damaged, or killed between the last step and the summary
         return cfg
     hydra: Any = HydraConfig.get()

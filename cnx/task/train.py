@@ -62,7 +62,7 @@ def run(cfg: DictConfig) -> None:
     checkpoint = resume / "checkpoints" / "last.ckpt" if resume else None
     if resume and checkpoint:
         cfg = resumed_config(resume)
-        step_done = finished_steps(checkpoint, cfg.trainer.max_steps)
+        step_done = finished_steps(checkpoint, cfg.trainer)
     else:
         note_choices(cfg)
         step_done = 0
@@ -275,17 +275,24 @@ def resumed_config(folder: Path) -> DictConfig:
     return override_config(cfg, folder, but=("resume",))
 
 
-def finished_steps(checkpoint: Path, max_steps: int) -> int:
+def finished_steps(checkpoint: Path, trainer: DictConfig) -> int:
     """The optimizer steps that a checkpoint has behind it.
 
     Raises InputError if it cannot be read, or if the run has nothing left to do.
     """
     try:
-        done = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)["global_step"]
+        stored = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)
+        done = stored["global_step"]
+        epochs = stored["epoch"] + stored["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
     except Exception as error:  # whatever a damaged archive or pickle raises
         raise InputError(f"{checkpoint}: cannot be read ({type(error).__name__}); start the run anew") from error
+    max_steps, max_epochs = trainer.max_steps, trainer.get("max_epochs")
     if done >= max_steps > 0:
         raise InputError(f"{checkpoint}: the run is finished at step {done}; to go on, give trainer.max_steps=<more>")
+    if max_epochs is not None and epochs >= max_epochs > 0:
+        raise InputError(
+            f"{checkpoint}: the run is finished after {epochs} epochs; to go on, give trainer.max_epochs=<more>"
+        )
     return done
 
 
