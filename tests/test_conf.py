@@ -79,12 +79,12 @@ def test_an_experiment_sets_only_keys_that_its_groups_have(experiment: str) -> N
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_an_experiment_opens_with_claim_command_expectation_and_measurement(experiment: str) -> None:
+def test_an_experiment_opens_with_claim_command_cost_expectation_and_measurement(experiment: str) -> None:
     text = (REPOSITORY / "experiments" / f"{experiment}.yaml").read_text(encoding="utf-8")
     header = text[: text.index("\ndefaults")]
-    words = ["Claim:", f"Command: python run.py experiment={experiment}", "Expected:", "Measured:"]
+    words = ["Claim:", f"Command: python run.py experiment={experiment}", "Cost:", "Expected:", "Measured:"]
     if parents := [entry for entry in OmegaConf.create(text).defaults if isinstance(entry, str)]:
-        words = [*words[1:3], f"An arm of {parents[0]}"]  # which has the others
+        words = [*words[1:4], f"An arm of {parents[0]}"]  # which has the others
     for word in words:
         assert word in header
     assert composed(f"experiment={experiment}").name == experiment

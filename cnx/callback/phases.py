@@ -71,8 +71,9 @@ class Phases(Callback):
 
     Each phase waits for its own moment alone; those of the same moment begin in the order of the list. Step n is the
     moment between the n-th update and the work on the next one, after the probe and before the checkpoint of step n. A
-    phase that begins is printed, logged as `phase` (its number) with the three clocks, and written to `phases.json` in
-    the run folder: a list of {phase, step, when, changed}. A resumed run keeps to the phases that it has begun.
+    phase that begins is printed, logged as `train/phase` (its number) with the three clocks, and written to
+    `phases.json` in the run folder: a list of {phase, step, when, changed}. A resumed run keeps to the phases that it
+    has begun.
 
     Args:
         phases: the phases; none does nothing.
@@ -215,7 +216,7 @@ class Phases(Callback):
         changed = {key: value for key, value in phase.items() if key != "when"}
         self.begun.append(Begun(number, step, phase["when"], changed))
         for logger in trainer.loggers:
-            logger.log_metrics({"phase": number, **run.clocks()}, step=step)
+            logger.log_metrics({"train/phase": number, **run.clocks()}, step=step)
         if trainer.is_global_zero:
             self._write(trainer)
             words = ", ".join(f"{key} {'null' if value is None else value}" for key, value in changed.items())

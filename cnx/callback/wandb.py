@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,6 @@ from typing import Any
 import numpy as np
 import rich
 import wandb
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from jaxtyping import UInt8
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -68,19 +67,27 @@ class Wandb(WandbLogger):
         self.experiment.alert(title=f"Converged at step {step:,}", text=text)
 
     @rank_zero_only
-    def use_dataset(self, name: str, content: str, root: str, **facts: Any) -> None:
+    def use_dataset(self, name: str, content: str, roots: Sequence[str], **facts: Any) -> None:
         """Note the data set as the run's input: where it lies and its content's hash, not its files. Online only."""
-        if self._online():
-            data = wandb.Artifact(f"{name}-{content[:12]}", type="dataset", metadata={"content": content, **facts})
-            data.add_reference(root if "://" in root else Path(root).absolute().as_uri(), checksum=False)
+        if not self._online():
+            return
+        known = {"content": content, "roots": [*roots], **facts}
+        with _whatever_wandb_says("data set"):
+            data = wandb.Artifact(f"{name}-{content[:12]}", type="dataset", metadata=known)
+            with data.new_file("dataset.json") as file:
+                json.dump(known, file, indent=1)
             self.experiment.use_artifact(data)
 
     @rank_zero_only
     def log_model(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        """Upload the run's ControlNet as its output. Online only."""
-        if self._online():
+        """Upload a run folder's ControlNet as its output, and the base where it has its own. Online only."""
+        if not self._online():
+            return
+        with _whatever_wandb_says("model"):
             model = wandb.Artifact(f"controlnet-{self.experiment.id}", type="model", metadata=dict(facts))
-            model.add_dir(str(folder))
+            for part in ("controlnet", "base"):
+                if (folder / part).is_dir():
+                    model.add_dir(str(folder / part), name=part)
             self.experiment.log_artifact(model)
 
     def _online(self) -> bool:
@@ -92,14 +99,13 @@ def wandb_logger(folder: Path, name: str, project: str, group: str | None, confi
 
     `WANDB_MODE` is honoured where it is set. Scalars are plotted against optimizer steps, and can be against
     `samples_seen` and `micro_batch`, which every row carries. A run that goes on in its folder goes on in wandb too,
-    by the id in `wandb/run.json`; offline, its second sitting is a second record of that run. The runs of a sweep make
-    one group, named after the sweep's folder, unless `group` says another.
+    by the id in `wandb/run.json`, and in its `group`; offline, its second sitting is a second record of that run.
     """
     if rank_zero_only.rank != 0:  # pyright: ignore[reportFunctionMemberAccess]
         return Wandb()  # begins no run: only the process of rank zero logs
     noted = folder / "wandb" / "run.json"
     earlier = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
-    group = group or earlier.get("group") or _sweep()
+    group = group or earlier.get("group")
     # In the run's folder and not in the user's home: an offline run is whole where it lies until it is uploaded.
     os.environ[DATA_DIR] = CHOSEN_DATA_DIR or str((folder / "wandb" / "data").absolute())
     mode = os.environ.get("WANDB_MODE", "")
@@ -153,11 +159,14 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _sweep() -> str | None:
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return None
-    folder = Path(HydraConfig.get().sweep.dir)
-    return f"{folder.parent.name}/{folder.name}"
+@contextmanager
+def _whatever_wandb_says(of: str) -> Iterator[None]:
+    """Let a run go on, and end, whose artifact wandb does not take."""
+    try:
+        yield
+    except Exception as error:
+        line = f"wandb: the {of} is no artifact of this run ({' '.join(str(error).split())[:200]})"
+        rich.get_console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _begin_online(begin: Callable[..., wandb.Run]) -> wandb.Run | None:

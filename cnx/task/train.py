@@ -121,7 +121,7 @@ def run(cfg: DictConfig) -> None:
     trackers = [logger for logger in loggers if isinstance(logger, Wandb)]
     assert data.content is not None
     for tracker in trackers:
-        tracker.use_dataset(f"{cfg.choices.get('data')}", data.content, data.root, resolution=data.resolution)
+        tracker.use_dataset(f"{cfg.choices.get('data')}", data.content, data.roots, resolution=data.resolution)
     bar = [RunProgress()] if cfg.trainer.get("enable_progress_bar", True) else []
     trainer: Trainer = instantiate(
         cfg.trainer,
@@ -181,7 +181,7 @@ def run(cfg: DictConfig) -> None:
         grid_over_time(folder)
     run_report(folder)
     for tracker in trackers:
-        tracker.log_model(folder / "controlnet", summary)
+        tracker.log_model(folder, summary)
     finish(loggers, summary)
     say(closing_line(summary, folder))
 

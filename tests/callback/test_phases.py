@@ -129,8 +129,8 @@ def test_each_phase_changes_what_it_names_from_its_step_on(
     assert [step["accumulated"] for step in watch.steps] == [1, 1] + [2] * 7
     assert [step["micro_batches"] for step in watch.steps] == [1, 2, 4, 6, 8, 10, 12, 14, 16]
 
-    rows = [row for row in csv.DictReader((tmp_path / "run" / "metrics.csv").open()) if row["phase"]]
-    clocks = [(row["phase"], row["optimizer_step"], row["micro_batch"], row["samples_seen"]) for row in rows]
+    rows = [row for row in csv.DictReader((tmp_path / "run" / "metrics.csv").open()) if row["train/phase"]]
+    clocks = [(row["train/phase"], row["optimizer_step"], row["micro_batch"], row["samples_seen"]) for row in rows]
     assert clocks == [("1", "2", "2", "4"), ("2", "4", "6", "12"), ("3", "6", "10", "20"), ("4", "7", "12", "24")]
     begun = json.loads((tmp_path / "run" / "phases.json").read_text())
     assert begun[1] == {"phase": 2, "step": 4, "when": 4, "changed": {"unlock": "decoder", "lr": 3e-3}}

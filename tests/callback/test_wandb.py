@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import wandb
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch import Trainer
-from omegaconf import OmegaConf
 from PIL import Image
 from wandb.proto import wandb_internal_pb2 as pb
 
@@ -153,13 +150,49 @@ def test_a_run_that_goes_on_is_the_same_run_of_the_same_group(tmp_path: Path) ->
     assert begin(tmp_path / "one more").experiment.id != another.experiment.id
 
 
-def test_the_runs_of_a_sweep_are_one_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sweep = OmegaConf.create({"mode": RunMode.MULTIRUN, "sweep": {"dir": "runs/multirun/2026-01-02_03-04-05"}})
-    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
-    monkeypatch.setattr(HydraConfig, "get", lambda: sweep)
-    logger = begin(tmp_path)
-    assert logger.experiment.group == "multirun/2026-01-02_03-04-05"
-    finish(logger)
+class Online:
+    """Stands for a run that is logged in, which no test can be: it keeps the artifacts that it is handed."""
+
+    offline, url, id = False, "somewhere", "abc"
+
+    def __init__(self, refuses: bool = False) -> None:
+        self.used: list[wandb.Artifact] = []
+        self.logged: list[wandb.Artifact] = []
+        self.refuses = refuses
+
+    def use_artifact(self, artifact: wandb.Artifact) -> None:
+        if self.refuses:
+            raise wandb.errors.CommError("no room\nleft")
+        self.used.append(artifact)
+
+    def log_artifact(self, artifact: wandb.Artifact) -> None:
+        self.logged.append(artifact)
+
+
+@pytest.mark.parametrize("roots", [["data/birds"], ["owner/name"], ["shards/{000000..000002}.tar"], ["a", "hf://b/c"]])
+def test_the_data_set_is_the_input_of_an_online_run_by_its_content_wherever_it_lies(roots: list[str]) -> None:
+    online = Online()
+    Wandb(experiment=online).use_dataset("birds", "0123456789abcdef", roots, resolution=128)  # pyright: ignore
+    (data,) = online.used
+    assert (data.type, data.name.split(":")[0]) == ("dataset", "birds-0123456789ab")
+    assert data.metadata == {"content": "0123456789abcdef", "roots": roots, "resolution": 128}
+    assert list(data.manifest.entries) == ["dataset.json"]
+
+
+def test_the_model_of_an_online_run_is_its_output_with_the_base_that_it_trained(tmp_path: Path) -> None:
+    for file in ("controlnet/config.json", "base/unet/config.json", "checkpoints/last.ckpt"):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text("{}")
+    online = Online()
+    Wandb(experiment=online).log_model(tmp_path, {"seed": 0})  # pyright: ignore[reportArgumentType]
+    (model,) = online.logged
+    assert (model.type, model.metadata) == ("model", {"seed": 0})
+    assert sorted(model.manifest.entries) == ["base/unet/config.json", "controlnet/config.json"]
+
+
+def test_an_artifact_that_is_refused_ends_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    Wandb(experiment=Online(refuses=True)).use_dataset("birds", "0" * 64, ["data/birds"])  # pyright: ignore
+    assert capsys.readouterr().out == "wandb: the data set is no artifact of this run (no room left)\n"
 
 
 def test_the_configuration_is_flat_with_the_option_of_each_group() -> None:
