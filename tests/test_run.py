@@ -70,7 +70,7 @@ def test_every_experiment_runs_for_two_steps(experiment: str) -> None:
         assert all(f"birds, 4 held-out reconstructions: {what}" in card for what in ("depth", "normal", "pose"))
         assert "fill50k, 4 held-out pictures: segmentation" in card and "fill50k, 4 held-out pictures: pose" not in card
         return
-    steps = 0 if experiment in ("attempt3_pretrained", "attempt6_untrained") else 2
+    steps = 0 if experiment in ("attempt3_pretrained", "attempt6_untrained", "attempt6_gaussian") else 2
     overrides = ["trainer.max_steps=2"] if steps else []
     if experiment.startswith("ablation_") or experiment == "prompt_dropout":
         overrides.append("callback.prompts.items=2")

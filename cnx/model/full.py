@@ -12,9 +12,10 @@ from cnx.model.controlled import Controlled, Unlock, hint_widths
 class Full(Controlled):
     """A locked base and a trainable copy of its encoder with all links (ControlNet, arXiv 2302.05543, section 3.2).
 
-    `hint_channels` are the widths of the hint encoder, from the map's size down to the latents' (the released code's
-    eight 3×3 convolutions with SiLU, the last one zero); it takes `maps` control maps, stacked in the channels. The
-    branch is built with the base's shape; an init decides its weights.
+    `hint_channels` are the widths of the hint encoder, from the map's size down to the latents'; it takes `maps`
+    control maps, stacked in the channels. It is the released code's, eight 3×3 convolutions with SiLU, the last one
+    zero. The paper's (four 4×4 convolutions with stride 2 and ReLU, 16, 32, 64 and 128 wide) is not offered: diffusers'
+    ControlNetModel has no place for it. The branch is built with the base's shape; an init decides its weights.
     """
 
     def __init__(

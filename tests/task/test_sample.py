@@ -254,6 +254,24 @@ def test_a_folder_may_hold_both_the_maps_and_the_drawings_in_folders_of_their_ow
     assert Path("held/0_seed0.png").is_file()
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        (
+            "mode",
+            ["control_mode=balanced", "control_mode=guess", "control_mode=resolution", "control_mode=conditional"],
+        ),
+        ("negative", ["strength=0", "strength=0 negative_prompt='a circle in the night'"]),
+    ],
+)
+def test_a_negative_prompt_and_where_control_goes_change_the_picture(name: str, options: list[str]) -> None:
+    for number, option in enumerate(options):
+        given = option.split(" ", 1)
+        sample("run=a", "control=maps/0.png", "prompt=a bird", *given, f"out={name}_{number}")
+    drawn = [f"{name}_{number}/0_seed0.png" for number in range(len(options))]
+    assert not any(same(one, other) for at, one in enumerate(drawn) for other in drawn[:at])
+
+
 def test_no_negative_prompt_is_an_empty_one() -> None:
     sample("run=a", "control=maps/0.png", "prompt=a bird", "negative_prompt=null", "logger=none", "out=none")
     sample("run=a", "control=maps/0.png", "prompt=a bird", "out=empty")
