@@ -148,7 +148,51 @@ def test_a_folder_that_is_no_run_gets_no_page(tmp_path: Path) -> None:
 BROWSER = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+
+
+def browsed(file: Path, profile: Path, *options: str) -> Page:
+    """What a page has become in a browser, when its scripts have run."""
+    assert BROWSER is not None
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile / 'profile'}"]
+    dom = subprocess.run([*command, *options, "--dump-dom", file.as_uri()], capture_output=True, text=True).stdout
+    return Page(re.sub(r"<script>.*?</script>", "", dom, flags=re.DOTALL))
+
+
+@needs_browser
+@pytest.mark.parametrize("kind", ["run", "comparison"])
+def test_a_curve_is_read_with_the_arrow_keys_in_the_light_and_in_the_dark(
+    kind: str, pages: dict[str, str], tmp_path: Path
+) -> None:
+    user = """<script>
+      const svg = document.querySelector(".figures svg");
+      svg.focus();
+      const words = () => document.querySelector(".value").textContent;
+      const press = (key) => {
+        document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true, cancelable: true}));
+        return words();
+      };
+      const read = [press("ArrowRight"), press("ArrowRight"), press("ArrowLeft"), press("ArrowLeft")];
+      const {backgroundColor, color} = getComputedStyle(document.body);
+      document.title = JSON.stringify([...read, backgroundColor, color]);
+    </script></body>"""
+    file = tmp_path / "used.html"
+    file.write_text(pages[kind].replace("</body>", user))
+    colours = {}
+    for scheme, setting in (("dark", 0), ("light", 1)):
+        page = browsed(file, tmp_path, f"--blink-settings=preferredColorScheme={setting}")
+        *read, paper, ink = json.loads(next(words for words in page.words if words.startswith("[")))
+        colours[scheme] = paper, ink
+        first, second, again, last = read
+        assert first == again and len({first, second, last}) == 3
+        assert first.endswith("at optimizer step 0") and "at optimizer step 100" in second
+    assert colours == {
+        "dark": ("rgb(22, 24, 27)", "rgb(236, 236, 234)"),
+        "light": ("rgb(255, 255, 255)", "rgb(26, 26, 26)"),
+    }
+
+
+@needs_browser
 @pytest.mark.parametrize(
     ("kind", "step", "value"),
     [
@@ -170,10 +214,7 @@ def test_in_a_browser_the_slider_moves_every_film_and_pointing_reads_the_curve(
     </script></body>"""
     file = tmp_path / "used.html"
     file.write_text(pages[kind].replace("</body>", user))
-    assert BROWSER is not None
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    dom = subprocess.run([*command, "--dump-dom", file.as_uri()], capture_output=True, text=True).stdout
-    page = Page(re.sub(r"<script>.*?</script>", "", dom, flags=re.DOTALL))
+    page = browsed(file, tmp_path)
     assert "done" in page.words, "no script failed before"
     assert step in page.words
     films = [a["style"] or "" for a in page.all("div") if a.get("class") == "film"]
