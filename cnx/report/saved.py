@@ -174,6 +174,7 @@ def in_present_terms(saved: Any) -> Any:
     if not isinstance(saved, DictConfig) or not saved:
         return saved
     cfg = OmegaConf.merge(BEFORE, saved)
+    assert isinstance(cfg, DictConfig)
     data = cfg.get("data")
     if isinstance(data, DictConfig):
         if "cache_folder" not in data:  # older runs called the folder data.cache, and cached all
