@@ -9,6 +9,7 @@ from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from cnx.task.mistakes import check_values
 from cnx.task.sweep import EXTRAS, installed, planned
 from small_runs import REPOSITORY, composed
 
@@ -99,7 +100,10 @@ def test_a_sweep_makes_runs_that_compose_and_sets_only_keys_that_are_there(sweep
         assert jobs and len(jobs) > 1
         # The seeds of an arm compose alike.
         for job in {tuple(given for given in job if not given.startswith("seed=")) for job in jobs}:
-            OmegaConf.resolve(compose("config", overrides=[f"sweep={sweep}", *job]))
+            overrides = [f"sweep={sweep}", *job]
+            composed_job = compose("config", overrides=overrides)
+            check_values(composed_job, overrides)
+            OmegaConf.resolve(composed_job)
     file = OmegaConf.load(REPOSITORY / "sweeps" / f"{sweep}.yaml")
     file.pop("hydra")
     file.pop("defaults", None)
