@@ -16,6 +16,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
+from cnx.callback.table import CLOCKS
+from cnx.callback.wandb import SECTIONS
 from cnx.condition.scene_net import SceneNet
 from cnx.data.synthetic import Birds
 from small_runs import REPOSITORY, SMALL, PressCtrlC, launch, measured, rows
@@ -269,7 +271,13 @@ def test_a_run_that_is_ended_early_is_finished_and_says_why(capsys: pytest.Captu
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["optimizer_steps"] == 4 and summary["stopped_because"].startswith("hopeless: control gain is 0.000")
     assert (folder / "controlnet").is_dir() and (folder / "checkpoints" / "last.ckpt").is_file()
-    assert "stopped early, hopeless" in capsys.readouterr().out.splitlines()[-1]
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert "stopped early, hopeless" in said
+    assert (
+        f"probes took {summary['probe_share']:.0%} of the time of training" in said and 0 < summary["probe_share"] < 1
+    )
+    columns = rows(folder)[0].keys()
+    assert not {name for name in columns if name not in CLOCKS and name.split("/")[0] not in SECTIONS}
     assert rows(folder)[-1]["optimizer_step"] == "4"
 
 
