@@ -107,16 +107,17 @@ class Phases(Callback):
         """Whether a phase is still to begin: at a step that the run reaches, or now, if it has `converged`."""
         ends = [begun.step + begun.changed["stop_after"] for begun in self.begun if "stop_after" in begun.changed]
         end = min(end for end in (trainer.fit_loop.epoch_loop.max_steps, *ends, math.inf) if end > 0)
-        begun = {begun.phase for begun in self.begun}
-        due = any(phase["when"] == CONVERGED for at, phase in enumerate(self.phases, start=1) if at not in begun)
+        due = any(phase["when"] == CONVERGED for _, phase in self._waiting())
         return (converged and due) or any(when < end for _, when, _ in self._at_steps())
 
-    def _at_steps(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
-        """The phases that wait for a step: number, step, phase."""
+    def _waiting(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The phases that have not begun, with their numbers."""
         begun = {begun.phase for begun in self.begun}
-        for number, phase in enumerate(self.phases, start=1):
-            if number not in begun and phase["when"] != CONVERGED:
-                yield number, phase["when"], phase
+        yield from ((number, phase) for number, phase in enumerate(self.phases, start=1) if number not in begun)
+
+    def _at_steps(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
+        """Those of them that wait for a step: number, step, phase."""
+        yield from ((number, phase["when"], phase) for number, phase in self._waiting() if phase["when"] != CONVERGED)
 
     def check(self, probed: bool, checkpoint: Path | None = None) -> None:
         """Find out before anything is written whether a run can have these phases.
@@ -176,10 +177,9 @@ class Phases(Callback):
         self._step = step = trainer.global_step
         if trainer.should_stop:
             return  # interrupted: the resumed run makes up the probe that was put off, and begins what comes after it
-        begun = {begun.phase for begun in self.begun}
-        for number, phase in enumerate(self.phases, start=1):
+        for number, phase in self._waiting():
             # Nothing begins at the end of a run: asked for more steps, it begins when the run goes on.
-            if number not in begun and step != trainer.max_steps and self._is_due(trainer, phase["when"]):
+            if step != trainer.max_steps and self._is_due(trainer, phase["when"]):
                 self._begin(trainer, cast(Phased, pl_module), number)
 
     def _is_due(self, trainer: Trainer, when: int | str) -> bool:
