@@ -167,8 +167,11 @@ def _draw_panel(axes: Axes, panel: Panel, arms: list[str]) -> None:
         axes.axhline(panel.level, color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
     axes.set_xlabel(panel.x)
     axes.set_ylabel(panel.y)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    low, high = axes.get_xlim()
+    if high - low < 1:  # a run without steps: matplotlib would make several marks of its one
+        axes.set_xlim(low - 0.5, high + 0.5)
     axes.tick_params(length=3)
 
 

@@ -166,7 +166,8 @@ class Training(LightningModule):
 
     def images_per_second(self, but: float) -> float:
         """Images trained on in this sitting for each second of its training, `but` seconds left out."""
-        return (self.samples_seen - self._samples_before) / (time.perf_counter() - self._fit_began - but)
+        seen = self.samples_seen - self._samples_before
+        return seen / (time.perf_counter() - self._fit_began - but) if seen else 0.0
 
     def configure_model(self) -> None:
         # Lightning calls it again where a process asks twice.

@@ -179,6 +179,14 @@ def test_a_file_is_no_place_for_a_comparison(save_run: SaveRun, out: Path) -> No
     assert out.read_text() == "mine"
 
 
+def test_a_run_without_steps_has_one_mark_on_its_axis(save_run: SaveRun, out: Path) -> None:
+    figure = _draw(compare([save_run("untrained", fidelity=[0.0])], out).panels(), width=4.5, height=3.2)
+    figure.draw_without_rendering()
+    low, high = figure.axes[0].get_xlim()
+    shown = [label.get_text() for label in figure.axes[0].get_xticklabels() if low <= label.get_position()[0] <= high]
+    assert shown == ["0"]
+
+
 def test_long_names_and_dollars_fit_into_a_legend(save_run: SaveRun, out: Path) -> None:
     prompt = "a bird that costs $5_{ and $6, " * 8
     runs = [save_run("a", default_prompt="a bird"), save_run("b", default_prompt=prompt)]
