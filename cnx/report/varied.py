@@ -18,6 +18,8 @@ INCIDENTAL = (
     "callback.probe.every",
     "callback.probe.gain_every",
 )
+# What looks at a run and does not touch it: that it does is no difference, how it does is one.
+LOOKING = ("callback.interrupt", "callback.probe", "callback.prompts")
 INCIDENTAL_CHOICES = ("task", "logger", "callback", "sweep", "launcher", "sweeper")
 # Groups whose options set keys of another's.
 PLACES = {"average": "callback", "stop": "callback"}
@@ -42,12 +44,15 @@ def find_varied(configs: Sequence[Mapping[str, Any]], versions: Sequence[str | N
     differing = {
         key: values
         for key, values in _differing(flat, _key_order).items()
-        if not any(key == one or key.startswith(f"{one}.") for one in INCIDENTAL)
+        if not _is_in(key, INCIDENTAL)
+        and not (_is_in(key, LOOKING) and len({*values} - {ABSENT}) == 1)
         and not (_came_with(versions, values) and (_is_off(values) or _is_copy(key, flat)))
     }
     for group, values in list(chosen.items()):
         brings = (known for key, known in differing.items() if _place(key) == PLACES.get(group, group))
-        if _came_with(versions, values) and not any(_lack(known) == _lack(values) for known in brings):
+        if _came_with(versions, values) and (
+            _is_off(values) or not any(_lack(known) == _lack(values) for known in brings)
+        ):
             del chosen[group]  # an option for what older code did without one
     columns = {group: values for group, values in chosen.items() if group not in INCIDENTAL_CHOICES}
     brought = {
@@ -112,6 +117,10 @@ def _came_with(versions: Sequence[str | None], values: list[str]) -> bool:
     having = {version for version, value in made if value != ABSENT}
     lacking = {version for version, value in made if value == ABSENT}
     return bool(having and lacking) and not having & lacking
+
+
+def _is_in(key: str, places: Iterable[str]) -> bool:
+    return any(key == place or key.startswith(f"{place}.") for place in places)
 
 
 def _is_off(values: list[str]) -> bool:

@@ -79,8 +79,14 @@ def test_what_newer_code_does_that_older_did_not_is_a_difference() -> None:
     averaged["choices"] = averaged["choices"] | {"average": "ema", "optimizer": "adamw"}
     averaged["callback"] = averaged["callback"] | {"ema": {"_target_": "cnx.callback.EMA", "decay": 0.9999}}
     assert find_varied([plain, averaged], ["old", "new"]) == {"average": ["–", "ema"], "seed": ["0", "1"]}
-    noisy = config(noise_offset=0.1, scenes={"init": {"_target_": "sd_copy"}})
-    assert list(find_varied([plain, noisy], ["old", "new"])) == ["noise_offset"], "and not the copy of a key"
+
+
+def test_no_average_is_no_difference_whatever_else_only_the_newer_runs_have() -> None:
+    """A callback that came along with them is in the place where an average would be; it is not brought by none."""
+    plain, stopped = config(), config(seed=1)
+    stopped["choices"] = stopped["choices"] | {"average": "null"}
+    stopped["callback"] = stopped["callback"] | {"own": {"patience": 16}}
+    assert list(find_varied([plain, stopped], ["old", "new"])) == ["callback.own.patience", "seed"]
 
 
 def test_only_another_commit_is_another_version() -> None:
@@ -108,6 +114,9 @@ def test_what_watches_a_run_is_no_difference_but_how_the_probe_measures_is() -> 
     runs[2]["callback"]["prompts"] = {"items": 16}
     assert find_varied(runs) == {}
     assert list(find_varied([runs[0], runs[0] | {"callback": {"probe": {"items": 8}}}])) == ["callback.probe.items"]
+    assert find_varied([run | {"choices": {}} for run in (runs[0], runs[2])]) == {}, "lists in both"
+    patient = runs[0] | {"callback": {"own": {"patience": 3}}}
+    assert list(find_varied([runs[0], patient])) == ["callback.own.patience"], "what may touch a run is one"
 
 
 def test_lists_of_settings_read_as_words() -> None:
