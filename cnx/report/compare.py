@@ -2,8 +2,9 @@
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cnx.errors import InputError
 from cnx.report.comparison import Comparison, read_comparison
@@ -30,9 +31,9 @@ def compare(
 
     The runs are grouped into arms that differ in more than the seed. With several seeds an arm has a mean and a 95%
     interval (Student's t). Each later arm is compared with the first by pairs: over the seeds that both have, and over
-    the held-out items that both drew, each item's difference averaged over those seeds. The figures
-    are fidelity.png, left out when no run has a probe; wall.png, when none has pictures; and prompts.png, when none was
-    drawn under several kinds of prompt. `rich.print` of the result prints the tables.
+    the held-out items that both drew, each item's difference averaged over those seeds. The figures are fidelity.png,
+    with its points in fidelity.csv, left out when no run has a probe; wall.png, when none has pictures; and
+    prompts.png, when none was drawn under several kinds of prompt. `rich.print` of the result prints the tables.
 
     Args:
         runs: run folders, in the order in which to show the arms. One without summary.json is listed as missing: with
@@ -56,11 +57,12 @@ def compare(
         raise InputError(f"out={out}: is a file, or lies in one; give a folder") from None
     if panels:
         save_png(panels, out / "fidelity.png")
+        _write_csv(out / "fidelity.csv", _probe_rows(comparison))
     if wall:
         save_image(wall, out / "wall.png")
     if prompts:
         save_image(prompts, out / "prompts.png")
-    _write_csv(comparison, out / "comparison.csv")
+    _write_csv(out / "comparison.csv", _run_rows(comparison))
     pictures = [
         f"![{name}]({name}.png)\n"
         for name, made in (("fidelity", panels), ("wall", wall), ("prompts", prompts))
@@ -73,21 +75,35 @@ def compare(
     return comparison
 
 
-def _write_csv(comparison: Comparison, path: Path) -> None:
+def _run_rows(comparison: Comparison) -> Iterable[Sequence[Any]]:
     """One row a run: what varied, then the numbers as summary.json has them; missing runs last, without numbers."""
     columns = list(comparison.entries[0].varied)
+    found = {entry.run.folder: read_prompt_ablation(entry.run) for entry in comparison.entries}
+    modes = HEADS if any(found.values()) else ()
+    heads = [*NUMBERS, *(f"fidelity_{mode}_prompt" for mode in modes)]
+    yield [*columns, "control_fidelity", *heads, "run", "status"]
+    for entry in [*comparison.entries, *comparison.missing]:
+        run = entry.run
+        varied = [entry.varied.get(column) for column in columns]
+        numbers = [run.final_fidelity, *(run.summary.get(name) for name in NUMBERS)]
+        under = results.fidelity if (results := found.get(run.folder)) else {}
+        numbers += [under.get(mode) for mode in modes]
+        yield [*varied, *numbers, run.folder.as_posix(), entry.missing or "finished"]
+
+
+def _probe_rows(comparison: Comparison) -> Iterable[Sequence[Any]]:
+    """One row a probe of the finished runs: what varied, both clocks, calibrated control fidelity."""
+    columns = list(comparison.entries[0].varied)
+    yield [*columns, "optimizer_steps", "samples_seen", "control_fidelity", "run"]
+    for entry in comparison.entries:
+        run = entry.run
+        for step, value in run.fidelity:
+            varied = [entry.varied[column] for column in columns]
+            yield [*varied, step, run.samples_seen.get(step), value, run.folder.as_posix()]
+
+
+def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     part = path.with_name(path.name + ".part")
     with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        found = {entry.run.folder: read_prompt_ablation(entry.run) for entry in comparison.entries}
-        modes = HEADS if any(found.values()) else ()
-        heads = [*NUMBERS, *(f"fidelity_{mode}_prompt" for mode in modes)]
-        writer.writerow([*columns, "control_fidelity", *heads, "run", "status"])
-        for entry in [*comparison.entries, *comparison.missing]:
-            run = entry.run
-            varied = [entry.varied.get(column) for column in columns]
-            numbers = [run.final_fidelity, *(run.summary.get(name) for name in NUMBERS)]
-            under = results.fidelity if (results := found.get(run.folder)) else {}
-            numbers += [under.get(mode) for mode in modes]
-            writer.writerow([*varied, *numbers, run.folder.as_posix(), entry.missing or "finished"])
+        csv.writer(file, lineterminator="\n").writerows(rows)
     os.replace(part, path)

@@ -16,9 +16,10 @@ from cnx.report.prompts import HEADS, prompt_wall, read_prompt_ablation
 from cnx.report.saved import SavedRun
 from cnx.report.table import Table
 from cnx.report.varied import ABSENT, brought, find_varied, short_names
-from cnx.report.wall import shared_items
+from cnx.report.wall import shared_items, spread
 
 NO_VALUE = "–"
+MOST_PROBES = 8  # columns of two decimals that fit into a terminal beside an arm's name
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Comparison:
     Attributes:
         arms: {arm: its finished runs}, in the order of each arm's first run.
         missing: the runs without results.
-        tables: one row per run; per arm, if one has several runs; per arm against the first; per missing run.
+        tables: one row per run; per arm, if one has several runs, at the end and on the way; per arm against the first;
+            per missing run.
         notes: what a reader has to know to read the tables.
     """
 
@@ -67,7 +69,7 @@ class Comparison:
         by_steps, by_samples = [], []
         for entry in self.entries:
             run, step = entry.run, entry.run.summary.get("convergence_step")
-            seen = [(run.samples_seen[at], value) for at, value in run.fidelity if at in run.samples_seen]
+            seen = run.fidelity_by_samples
             if run.fidelity:
                 by_steps.append(Curve(entry.arm, entry.label, run.fidelity, step, [p["step"] for p in run.phases]))
             if seen:
@@ -100,7 +102,7 @@ def read_comparison(folders: Sequence[Path], missing: Mapping[str, str], title: 
     if not arms:
         why = "; ".join(f"{entry.run.folder}: {entry.missing}" for entry in absent)
         raise InputError(f"no finished run to compare ({why or 'no run folders were given'})")
-    made = (_arm_table(arms), _prompt_table(arms), _paired_table(arms), _missing_table(absent))
+    made = (_arm_table(arms), _course_table(arms), _prompt_table(arms), _paired_table(arms), _missing_table(absent))
     tables = [_run_table(arms), *(table for tables in made for table in tables)]
     return Comparison(title, arms, absent, tables, list(_notes(arms)))
 
@@ -196,6 +198,41 @@ def _arm_table(arms: Mapping[str, Sequence[Entry]]) -> Iterator[Table]:
         )
     heads = ["arm", "runs", "fidelity", "converged", "at steps", "seconds", "images/s"]
     yield Table("Arms: means [95% interval over seeds]", heads, rows, words={"arm"}, spare="images/s")
+
+
+def _course_table(arms: Mapping[str, Sequence[Entry]]) -> Iterator[Table]:
+    """Fidelity at the probes that all runs have: at the same optimizer steps or, if they share more of these, samples.
+
+    Runs of different batches share samples, where runs of one batch share both.
+    """
+    probed = {arm: [entry.run for entry in entries if entry.run.fidelity] for arm, entries in arms.items()}
+    runs = [run for own in probed.values() for run in own]
+    by_steps = _shared({run.folder: run.fidelity for run in runs})
+    # Counts of samples part a little where an epoch's last batch is smaller: 7,675 and 7,680.
+    longest = max((run.samples_seen[step] for run in runs for step in run.samples_seen), default=0)
+    by_samples = _shared({run.folder: run.fidelity_by_samples for run in runs}, slack=longest / 100)
+    title, course = "Fidelity at optimizer steps", by_steps
+    if len(by_samples) > len(by_steps):
+        title, course = "Fidelity after samples seen", by_samples
+    if len(course) < 3:  # a beginning and an end at most
+        return
+    if any(len(own) > 1 for own in probed.values()):
+        title += ": means over seeds"
+    columns = spread(list(course), MOST_PROBES)
+    means = {arm: [_average([course[at][run.folder] for run in own]) for at in columns] for arm, own in probed.items()}
+    rows = [[arm, *(number(mean, "z.2f") for mean in own)] for arm, own in means.items()]
+    yield Table(title, ["arm", *(f"{at:,}" for at in columns)], rows, words={"arm"})
+
+
+def _shared(curves: Mapping[Path, Sequence[tuple[int, float]]], slack: float = 0) -> dict[int, dict[Path, float]]:
+    """{where, on the first curve, all curves have a point within `slack`: each curve's value there}."""
+    shared = {}
+    for at, _ in next(iter(curves.values()), ()):
+        nearest = {run: min(curve, key=lambda point: abs(point[0] - at), default=None) for run, curve in curves.items()}
+        there = {run: point[1] for run, point in nearest.items() if point and abs(point[0] - at) <= slack}
+        if len(there) == len(curves):
+            shared[at] = there
+    return shared
 
 
 def _prompt_table(arms: Mapping[str, Sequence[Entry]]) -> Iterator[Table]:

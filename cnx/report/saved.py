@@ -101,6 +101,11 @@ class SavedRun:
         return [(step, value) for step, value in found if value is not None and np.isfinite(value)]
 
     @property
+    def fidelity_by_samples(self) -> list[tuple[int, float]]:
+        """`fidelity` by samples seen, of the probes at steps that metrics.csv has a row of."""
+        return [(self.samples_seen[step], value) for step, value in self.fidelity if step in self.samples_seen]
+
+    @property
     def gain(self) -> list[tuple[int, float]]:
         """(optimizer step, control gain) of each measurement."""
         return [(record["step"], record["gain"]) for record in self.probe.get("gains", [])]

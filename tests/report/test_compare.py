@@ -236,6 +236,42 @@ def test_curves_run_over_both_clocks_with_convergence_marked(save_run: SaveRun, 
         assert image.width > 1500
 
 
+def test_the_course_is_told_at_the_steps_that_all_runs_were_probed_at(save_run: SaveRun, out: Path) -> None:
+    copied = [save_run(f"c{seed}", fidelity=[0, 0.2 + 0.1 * seed, 0.6, 0.8], seed=seed) for seed in (0, 1)]
+    short = save_run("s", fidelity=[0, -0.001, 0.1], choices={"init": "scratch"})
+    course = table(list(compare([*copied, short], out).tables), "Fidelity at optimizer steps: means over seeds")
+    assert course == {
+        "sd_copy": {"arm": "sd_copy", "0": "0.00", "100": "0.25", "200": "0.60"},
+        "scratch": {"arm": "scratch", "0": "0.00", "100": "0.00", "200": "0.10"},
+    }
+    with (out / "fidelity.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["init", "seed", "optimizer_steps", "samples_seen", "control_fidelity", "run"]
+    assert len(rows) == 4 + 4 + 3, "every probe, shared or not"
+    assert list(rows[5].values()) == ["sd_copy", "1", "100", "400", "0.30000000000000004", str(copied[1])]
+
+
+def test_the_course_of_runs_that_share_samples_is_told_by_samples(save_run: SaveRun, out: Path) -> None:
+    runs = [
+        save_run("small", fidelity=[0, 0.1, 0.2, 0.3, 0.4], batch=4, size=4),
+        save_run("large", fidelity=[0, 0.5, 0.9], batch=8, size=8),  # at steps 0, 100 and 200
+    ]
+    found = table(list(compare(runs, out).tables), "Fidelity at optimizer steps")
+    assert list(found["size 4"]) == ["arm", "0", "100", "200"], "as many are shared by steps: those come first"
+    runs.append(save_run("largest", fidelity=[0, 0.0], batch=16, size=16))
+    assert not any(made.title.startswith("Fidelity a") for made in compare(runs, out).tables), "0 and 100 are no course"
+    probe = json.loads((runs[1] / "samples" / "probe.json").read_text())
+    for place, measured in enumerate(probe["probes"]):
+        measured["step"] = 50 * place  # the same 200 and 400 samples apart: 0, 400, 800
+    (runs[1] / "samples" / "probe.json").write_text(json.dumps(probe))
+    (runs[1] / "metrics.csv").write_text(
+        "optimizer_step,samples_seen\n" + "".join(f"{50 * i},{400 * i}\n" for i in range(3))
+    )
+    found = table(list(compare(runs[:2], out).tables), "Fidelity after samples seen")
+    assert list(found["size 8"].values()) == ["size 8", "0.00", "0.50", "0.90"]
+    assert list(found["size 4"]) == ["arm", "0", "400", "800"]
+
+
 def test_phases_are_marked_on_both_clocks(save_run: SaveRun, out: Path) -> None:
     run = save_run("phased", batch=8)
     (run / "phases.json").write_text(
