@@ -20,6 +20,8 @@ from cnx.model.sharding import is_sharded, shard
 from cnx.objective import Denoise
 from cnx.schedule import Schedule
 
+LOST = 10  # micro-batches without one loss that is a number, after which a run is lost
+
 
 class Training(LightningModule):
     """A control branch in training: draw noise and timesteps, drop prompts, compare (ControlNet, section 3.3).
@@ -57,6 +59,7 @@ class Training(LightningModule):
         self.earlier_seconds = 0.0
         self.logged_loss: float | None = None
         self._losses: list[Tensor] = []
+        self._lost = 0  # micro-batches since the last row with a loss that was a number
         self._groups: list[list[str]] | None = None  # names of what each of a checkpoint's parameter groups holds
         self._step_before = -1
         self._stepped_at = 0  # micro-batches at the last optimizer step
@@ -112,18 +115,21 @@ class Training(LightningModule):
 
     def on_train_end(self) -> None:
         """Log what the last row left out, so that the last loss is the end's; a stopped run does so when it goes on."""
-        if self._losses and not was_interrupted(self.trainer):
+        if was_interrupted(self.trainer):
+            return
+        if self._losses:
             self._log_row()
+        if self._lost:
+            self._fail()
 
     def _log_row(self) -> None:
         losses = self._shared_losses()
         self.logged_loss = losses.mean().item()
         self._losses.clear()
-        if not losses.isfinite().any():  # not once, as under a scaler of gradients, but since the last row
-            raise InputError(
-                f"train/loss is {self.logged_loss} at step {self.global_step:,}; lower optimizer.lr, or give"
-                " optimizer.eps, trainer.gradient_clip_val or trainer.precision=32-true, and start a new run"
-            )
+        # A scaler of gradients passes over a step that overflows, and the next ones are good again.
+        self._lost = 0 if losses.isfinite().any() else self._lost + len(losses)
+        if self._lost >= LOST:
+            self._fail()
         row = {
             "train/loss": self.logged_loss,
             "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"],
@@ -131,6 +137,12 @@ class Training(LightningModule):
         }
         for logger in self.loggers:
             logger.log_metrics({**self.clocks(), **row}, step=self.global_step)
+
+    def _fail(self) -> None:
+        raise InputError(
+            f"train/loss is {self.logged_loss} at step {self.global_step:,}; lower optimizer.lr, or give"
+            " optimizer.eps, trainer.gradient_clip_val or trainer.precision=32-true, and start a new run"
+        )
 
     def _shared_losses(self) -> Float[Tensor, " n"]:
         """Of each micro-batch since the last row, the mean loss of all processes; all have to ask."""

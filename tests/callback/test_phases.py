@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -269,17 +270,35 @@ def test_an_average_of_what_is_locked_again_is_dropped(fit_training: Fit) -> Non
 
 
 class Poison(Callback):
-    """Weights that are no numbers any more after step 2."""
+    """Weights that are no numbers during some steps, counted from 0."""
+
+    def __init__(self, steps: range) -> None:
+        self.steps = steps
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == 2:
+        if trainer.global_step in self.steps:
+            self.good = {name: p.detach().clone() for name, p in pl_module.named_parameters() if p.requires_grad}
             for parameter in pl_module.model.branch.parameters():  # pyright: ignore
                 parameter.data.fill_(torch.nan)
 
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step - 1 in self.steps:
+            for name, parameter in pl_module.named_parameters():
+                if name in self.good:
+                    parameter.data.copy_(self.good[name])
+            trainer.optimizers[0].state.clear()
 
-def test_a_loss_that_is_no_number_ends_the_run_with_a_line(fit_training: Fit) -> None:
+
+def test_a_loss_that_stays_no_number_ends_the_run_with_a_line(fit_training: Fit) -> None:
+    with pytest.raises(InputError, match="train/loss is nan at step 12; lower optimizer.lr"):
+        fit_training(Poison(range(2, 30)), Phases(), max_steps=30)
     with pytest.raises(InputError, match="train/loss is nan at step 3; lower optimizer.lr"):
-        fit_training(Poison(), Phases(), max_steps=9)
+        fit_training(Poison(range(2, 30)), Phases(), max_steps=3)
+
+
+def test_a_step_that_overflows_ends_no_run(fit_training: Fit) -> None:
+    training, _ = fit_training(Poison(range(1, 4)), Phases(), max_steps=5)
+    assert training.logged_loss is not None and math.isfinite(training.logged_loss)
 
 
 def test_a_phase_that_cannot_be_is_said_in_a_line_before_training() -> None:
