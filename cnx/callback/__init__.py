@@ -4,6 +4,7 @@ from cnx.callback.checkpoint import Checkpoint
 from cnx.callback.early_verdict import EarlyVerdict, Flat, Hopeless
 from cnx.callback.ema import EMA, averaged
 from cnx.callback.interrupt import Interrupt, was_interrupted
+from cnx.callback.length import steps_in_all
 from cnx.callback.phases import Phases
 from cnx.callback.probe import Probe, ProbeRecord
 from cnx.callback.progress import RunProgress
@@ -26,6 +27,7 @@ __all__ = [
     "RunProgress",
     "Wandb",
     "averaged",
+    "steps_in_all",
     "wandb_logger",
     "was_interrupted",
 ]

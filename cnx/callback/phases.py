@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 from cnx.callback.ema import EMA
+from cnx.callback.length import steps_in_all
 from cnx.callback.probe import Probe
 from cnx.errors import InputError
 from cnx.model import Controlled
@@ -65,7 +66,7 @@ class Phases(Callback):
       the phase's `lr`, else at the model's own for the base, else at the branch's.
     - `lr`: learning rate of everything that is trained.
     - `accumulate_grad_batches`: micro-batches in an optimizer step. They are counted from the epoch's beginning, so
-      the first step after the change may hold fewer, and an epoch's last one too; it takes the mean of what it holds.
+      the first step after the change may hold fewer; it takes the mean of what it holds.
     - `stop_after`: the run ends that many optimizer steps after the phase began, if not sooner. Where `when` is a step
       the end is known from the first step on: a cooldown falls towards it, and the progress bar counts up to it.
 
@@ -103,10 +104,14 @@ class Phases(Callback):
         self.begun: list[Begun] = []
         self._step = -1
 
+    @property
+    def accumulations(self) -> list[int]:
+        """What phases set the accumulation to."""
+        return [phase["accumulate_grad_batches"] for phase in self.phases if "accumulate_grad_batches" in phase]
+
     def awaited(self, trainer: Trainer, converged: bool) -> bool:
         """Whether a phase is still to begin: at a step that the run reaches, or now, if it has `converged`."""
-        ends = [begun.step + begun.changed["stop_after"] for begun in self.begun if "stop_after" in begun.changed]
-        end = min(end for end in (trainer.fit_loop.epoch_loop.max_steps, *ends, math.inf) if end > 0)
+        end = steps_in_all(trainer) or math.inf
         due = any(phase["when"] == CONVERGED for _, phase in self._waiting())
         return (converged and due) or any(when < end for _, when, _ in self._at_steps())
 
@@ -158,9 +163,9 @@ class Phases(Callback):
         for _, when, phase in self._at_steps():
             if "stop_after" in phase:
                 _end_by(trainer, max(when, trainer.global_step) + phase["stop_after"])
-        end = trainer.fit_loop.epoch_loop.max_steps
+        end = steps_in_all(trainer) or math.inf
         for number, when, _ in self._at_steps():
-            if 0 < end <= when and trainer.is_global_zero:
+            if end <= when and trainer.is_global_zero:
                 line = f"phase {number} is for step {when:,} and does not begin: the run ends at {end:,}"
                 rich.get_console().print(line, highlight=False, markup=False, soft_wrap=True)
         if self.phases:

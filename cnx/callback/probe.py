@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from cnx.callback.bench import Bench, Probed, Score
 from cnx.callback.ema import averaged
 from cnx.callback.interrupt import was_interrupted
+from cnx.callback.length import steps_in_all
 from cnx.callback.spacing import Cost, Spacing
 from cnx.callback.wandb import Wandb
 from cnx.condition import Condition, Given
@@ -213,10 +214,7 @@ class Probe(Callback):
     def _watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Whatever is due at this optimizer step, unless it was done before the run was stopped and resumed."""
         step = trainer.global_step
-        steps = (
-            trainer.estimated_stepping_batches
-        )  # inf, or -1, where nothing bounds the run; a phase may end it sooner
-        self._steps = int(steps) if 0 < steps < float("inf") else None
+        self._steps = steps_in_all(trainer) or None
         # Someone who wants to stop does not wait for a probe; the resumed run makes it up.
         if was_interrupted(trainer):
             return

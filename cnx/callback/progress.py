@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from cnx.callback.length import steps_in_all
+
 LOSS_DECAY = 0.98  # of the loss's moving average, per micro-batch: the last 50 or so
 REFRESH_SECONDS = 0.25  # reading the loss waits for the accelerator: not at every step
 
@@ -40,7 +42,7 @@ class RunProgress(ProgressBar):
         self._console.print(*args, **kwargs)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._total = _steps_in_all(trainer)
+        self._total = steps_in_all(trainer) or None
         self._first_step = self._step = trainer.global_step
         self._start = self._last_batch = self._last_refresh = time.monotonic()
         self._seconds: deque[float] = deque(maxlen=50)
@@ -71,7 +73,7 @@ class RunProgress(ProgressBar):
         self._seconds.append(now - self._last_batch)
         self._last_batch = now
         self._images = len(batch[0]) * trainer.world_size
-        self._step, self._total = trainer.global_step, _steps_in_all(trainer)  # a phase may have set an end
+        self._step, self._total = trainer.global_step, steps_in_all(trainer) or None  # a phase may have set an end
         if isinstance(outputs, dict) and "loss" in outputs:
             # Lightning has divided it by the number of micro-batches in a step.
             loss = outputs["loss"].detach() * trainer.accumulate_grad_batches
@@ -129,12 +131,6 @@ class RunProgress(ProgressBar):
         if self._total is None or done <= 0:
             return None
         return (now - self._start) / done * max(self._total - self._step, 0)
-
-
-def _steps_in_all(trainer: Trainer) -> int | None:
-    total = trainer.estimated_stepping_batches  # inf, or -1, where nothing bounds the run
-    # Lightning reckons as if a phase's accumulation had held from the start: no total is better than one gone past.
-    return int(total) if max(1, trainer.global_step) <= total < float("inf") else None
 
 
 def _clock(seconds: float) -> str:

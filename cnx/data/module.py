@@ -220,6 +220,8 @@ class ControlData(LightningDataModule):
         if buckets is not None:
             self.sizes += [size for size in bucket_sizes(resolution, buckets) if size not in self.sizes]
 
+        # Of phases to come, micro-batches in an optimizer step: an epoch is made of whole steps of each.
+        self.accumulations: Sequence[int] = ()
         self.skipped: list[str] = []
         self.content: str | None = None
 
@@ -378,7 +380,7 @@ class ControlData(LightningDataModule):
             shards=None if self.items.shards is None else self.items.shards[self._train],
             buffer=self.shuffle_buffer,
             buckets=None if self.buckets is None else self._bucket[self._train],
-            accumulate=1 if trainer is None else trainer.accumulate_grad_batches,
+            accumulate=math.lcm(1 if trainer is None else trainer.accumulate_grad_batches, *self.accumulations),
         )
         return Resumable(
             pairs,

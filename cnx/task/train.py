@@ -88,6 +88,7 @@ def run(cfg: DictConfig) -> None:
 
     data: ControlData = instantiate(cfg.data)
     check_maps(cfg, data)
+    data.accumulations = phases.accumulations
     base, model = build(cfg, resume)
     economise(cfg, model)
     if device.type == "cuda":

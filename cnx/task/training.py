@@ -1,5 +1,6 @@
 """The training step."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cnx.callback import Probe, was_interrupted
+from cnx.callback import Probe, steps_in_all, was_interrupted
 from cnx.data.module import Batch
 from cnx.errors import InputError
 from cnx.model import Controlled
@@ -104,7 +105,7 @@ class Training(LightningModule):
             for parameter in self.parameters():
                 if parameter.grad is not None:
                     parameter.grad *= self.trainer.accumulate_grad_batches / held
-        factor = self.schedule(self.global_step, self.trainer.estimated_stepping_batches)
+        factor = self.schedule(self.global_step, steps_in_all(self.trainer) or math.inf)
         for group in optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 

@@ -198,6 +198,32 @@ def test_the_end_that_a_phase_sets_is_the_progress_bars_and_the_cooldowns(
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3 * (1 / end) / 0.4)
 
 
+@pytest.mark.parametrize("at", [None, 5, 9, 10])
+def test_a_run_of_epochs_knows_its_end_when_the_accumulation_has_changed(
+    fit_training: Fit, tmp_path: Path, at: int | None
+) -> None:
+    """Epochs of six micro-batches: eight steps of one, then steps that end at the fourth and the sixth."""
+
+    class Totals(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            found.append((trainer.global_step, bar._total))
+
+    found: list[tuple[int, int | None]] = []
+    bar = RunProgress(Console(file=io.StringIO()))
+    settings = {"max_steps": -1, "max_epochs": 3, "cooldown": 0.4, "enable_progress_bar": True}
+    phase = {"when": 8, "accumulate_grad_batches": 4}
+    path = tmp_path / "at.ckpt"
+    if at:
+        fit_training(Phases([phase]), RunProgress(Console(file=io.StringIO())), SaveAt(at, path), **settings)
+    _, trainer = fit_training(
+        Phases([phase]), bar, Totals(), name="resumed", ckpt_path=path if at else None, **settings
+    )
+    assert trainer.global_step == 12
+    assert {total for step, total in found if step >= 8} == {12}
+    assert {total for step, total in found if step < 8} == ({18} if (at or 0) < 7 else set())
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3 * (1 / 12) / 0.4), "not 0 since step 8"
+
+
 @pytest.mark.parametrize("at", [3, 5])
 def test_a_phase_can_wait_for_convergence(fit_training: Fit, tmp_path: Path, at: int) -> None:
     def callbacks() -> list[Callback]:

@@ -3,7 +3,7 @@
 import itertools
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -199,7 +199,7 @@ def fit(
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        enable_checkpointing=bool(callbacks),
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks or ()),
         callbacks=callbacks,
         use_distributed_sampler=False,
         accumulate_grad_batches=accumulate,
@@ -231,6 +231,22 @@ def test_resuming_after_a_step_is_the_same_as_never_stopping(data, tmp_path, by,
     for step in (1, per_epoch, per_epoch + 1, 2 * per_epoch, 3 * per_epoch - 1):
         resumed = fit(data, length, tmp_path / f"step={step}.ckpt", accumulate=accumulate)
         assert_same(resumed, whole, step * accumulate)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_steps_are_whole_where_a_phase_accumulates_more_than_an_epoch_has(data):
+    class Accumulate(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+            ends.append(len(cast(Toy, pl_module).seen))
+
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step == 2:
+                trainer.accumulate_grad_batches = PER_EPOCH + 2
+
+    ends: list[int] = []
+    data.accumulations = [PER_EPOCH + 2]
+    whole = fit(data, {"max_epochs": 3}, callbacks=[Accumulate()])
+    assert ends == [1, 2, 8, 16, 24] and {len(batch) for batch in whole.seen} == {BATCH}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -138,6 +138,10 @@ def test_a_run_of_every_model_can_be_sampled_and_by_plain_diffusers_where_it_is_
 )
 def test_resuming_a_trained_base_equals_never_stopping(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [*arguments, "trainer.max_steps=6", "cooldown=0", *SMALLER]
+    loaded, load = [], ControlData.train_dataloader
+    monkeypatch.setattr(
+        ControlData, "train_dataloader", lambda data: (loaded.append(data.accumulations), load(data))[1]
+    )
     whole = launch(*arguments)
     stopped = launch(*arguments, "+callback.user={_target_: small_runs.PressCtrlC, step: 2}")
     assert not (stopped / "base").exists() and not (stopped / "summary.json").exists()
@@ -149,6 +153,7 @@ def test_resuming_a_trained_base_equals_never_stopping(arguments: list[str], mon
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), part
     assert measured(stopped) == measured(whole)
     if "phases" in arguments[1]:
+        assert loaded == [[2]] * 3, "epochs of whole steps"
         assert [begun["step"] for begun in json.loads((stopped / "phases.json").read_text())] == [2, 4]
         assert (whole / "phases.json").read_bytes() == (stopped / "phases.json").read_bytes()
         return
