@@ -185,6 +185,43 @@ def test_a_run_that_ended_by_epochs_is_finished_and_goes_on_to_more() -> None:
         assert torch.equal(weight, weights(asked)[name]), name
 
 
+@pytest.mark.parametrize(
+    "ended_by",
+    [
+        ["trainer.max_steps=2", "callback=[default,four_prompts]", "callback.prompts.items=2"],
+        ["trainer.max_steps=-1", "trainer.max_epochs=1", "data.batch_size=16", "average=ema"],
+        ["trainer.max_steps=9", "phases=[{when: 1, lr: 1e-4, stop_after: 1}]"],
+        ["trainer.max_steps=9", "stop=hopeless", "callback.hopeless.after=2"],
+    ],
+    ids=["steps", "epochs", "phase", "verdict"],
+)
+def test_a_run_killed_after_its_last_step_is_finished_by_resuming_it(
+    ended_by: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise MemoryError("killed")
+
+    arguments = [*SMALL, *ended_by]
+    whole = launch(*arguments)
+    with monkeypatch.context() as patched, pytest.raises(MemoryError):
+        patched.setattr("cnx.callback.prompt_ablation.save_prompt_ablation", die)
+        patched.setattr("cnx.task.train.write_json", die)
+        launch(*arguments)
+    killed = max(Path("runs").glob("*/*"), key=lambda folder: folder.stat().st_mtime_ns)
+    assert killed != whole and not (killed / "summary.json").exists()
+    assert launch(f"resume={killed}") == killed
+    for name, weight in weights(whole).items():
+        assert torch.equal(weight, weights(killed)[name]), name
+    assert measured(killed) == measured(whole)
+    timed = {"wall_seconds", "images_per_second", "peak_memory_bytes", "probe_share"}
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (killed, whole))
+    assert ours.pop("final_loss") == pytest.approx(theirs.pop("final_loss"), rel=1e-7), "to a cell's eight digits"
+    assert {k: v for k, v in ours.items() if k not in timed} == {k: v for k, v in theirs.items() if k not in timed}
+    assert 0 < ours["probe_share"] < 1
+    with pytest.raises(SystemExit, match="the run is finished|has ended the run"):
+        launch(f"resume={killed}", *(["trainer.max_steps=2"] if "stop=hopeless" in ended_by else []))
+
+
 @pytest.mark.parametrize("init", ["gaussian_control", "scratch"])
 def test_task_sample_draws_what_plain_diffusers_draws(init: str) -> None:
     folder = launch(f"init={init}", "trainer.max_steps=1", *SMALL)

@@ -20,11 +20,13 @@ class EarlyVerdict(Callback):
     Attributes:
         reason: why the run was ended, in words; None if it was not.
         since: the optimizer step at which the last phase began; 0 without one.
+        holds: whether a verdict that a checkpoint has ends the run again. Not if someone goes on with a finished one.
     """
 
     def __init__(self) -> None:
         self.reason: str | None = None
         self.since = 0
+        self.holds = True
         self._judged = 0
 
     def judge(self, probe: Probe) -> str | None:
@@ -32,10 +34,11 @@ class EarlyVerdict(Callback):
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        return {"judged": self._judged}
+        return {"judged": self._judged, "reason": self.reason}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._judged = state_dict["judged"]
+        self.reason = state_dict.get("reason") if self.holds else None
 
     def find_probe(self, callbacks: Sequence[Callback]) -> Probe:
         """The probe that stands before it among a run's callbacks. Raises InputError if there is none."""

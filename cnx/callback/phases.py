@@ -124,11 +124,11 @@ class Phases(Callback):
         """Those of them that wait for a step: number, step, phase."""
         yield from ((number, phase["when"], phase) for number, phase in self._waiting() if phase["when"] != CONVERGED)
 
-    def check(self, probed: bool, checkpoint: Path | None = None) -> None:
+    def check(self, probed: bool, checkpoint: Path | None = None, concluded: bool = True) -> None:
         """Find out before anything is written whether a run can have these phases.
 
         Raises InputError if one waits for convergence and nothing probes; or if the run that goes on from `checkpoint`
-        has begun other phases, or was ended by one.
+        has begun other phases, or was ended by one and `concluded`.
         """
         for at, phase in enumerate(self.phases):
             if phase["when"] == CONVERGED and not probed:
@@ -144,7 +144,7 @@ class Phases(Callback):
                     f"phases[{begun.phase - 1}]: began at step {begun.step} as"
                     f" {json.dumps({'when': begun.when, **begun.changed})}; leave it so, and add others after it"
                 )
-            if "stop_after" in phase and begun.step + phase["stop_after"] <= stored["global_step"]:
+            if concluded and "stop_after" in phase and begun.step + phase["stop_after"] <= stored["global_step"]:
                 raise InputError(
                     f"phases[{begun.phase - 1}].stop_after={phase['stop_after']}: has ended the run at step"
                     f" {stored['global_step']}; to go on, give phases= with a greater one, or without it"

@@ -164,6 +164,7 @@ class Probe(Callback):
         self._cost = Cost(**state_dict["cost"]) if state_dict["cost"] else None
         self._took = state_dict["took"]
         self._earlier = state_dict["earlier"]
+        self.share = self._earlier["watching"] / self._earlier["training"]  # where nothing is left to train
 
     def convergence(self) -> Convergence:
         """When the model began to obey, by the probes so far; it must stay for a regular distance of probes."""

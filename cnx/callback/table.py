@@ -28,6 +28,7 @@ class MetricsCSV(Logger):
         super().__init__()
         self.path = Path(folder) / "metrics.csv"
         self._columns: list[str] | None = None  # of the file, once it is known to end in a whole row
+        self._kept: list[dict[str, str]] = []  # of the step that a resumed run goes on from
 
     @property
     def name(self) -> str:
@@ -47,10 +48,12 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Appends one row; values that are not numbers are left out."""
+        """Appends one row, unless `truncate_after` has kept it; values that are not numbers are left out."""
         row = {name: _cell(value) for name, value in metrics.items() if isinstance(value, int | float)}
         if step is not None:
             row.setdefault("optimizer_step", str(step))
+        if row in self._kept:
+            return  # what was measured after the checkpoint of the last step is measured again
         columns = self._open()
         new = [name for name in row if name not in columns]
         if new:
@@ -64,7 +67,10 @@ class MetricsCSV(Logger):
         """Drops the rows after optimizer step `step`, which a run resumed from a checkpoint there writes anew."""
         if self.path.exists():
             columns = self._open()
-            self._write(columns, [row for row in self._rows() if int(row["optimizer_step"] or 0) <= step])
+            rows = [row for row in self._rows() if int(row["optimizer_step"] or 0) <= step]
+            self._write(columns, rows)
+            at_step = [row for row in rows if int(row["optimizer_step"] or 0) == step]
+            self._kept = [{name: cell for name, cell in row.items() if cell} for row in at_step]
 
     def _open(self) -> list[str]:
         if self._columns is None:

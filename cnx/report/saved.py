@@ -132,6 +132,11 @@ class SavedRun:
         return self.summary.get("control_fidelity", {}).get("calibrated")
 
     @property
+    def last_loss(self) -> float | None:
+        """The last loss that metrics.csv has."""
+        return next((row["train/loss"] for row in reversed(self.rows) if "train/loss" in row), None)
+
+    @property
     def where(self) -> str:
         """How far an unfinished run has come, in words."""
         if not self.config:

@@ -320,12 +320,11 @@ def _resumed(job: Job, cfg: DictConfig) -> DictConfig:
     from cnx.task.train import finished_steps
 
     folder = job.folder
-    checkpoint = folder / "checkpoints" / "last.ckpt" if folder else None
-    if not checkpoint or not checkpoint.is_file():
+    if not folder or not (folder / "checkpoints" / "last.ckpt").is_file():
         return cfg
     try:
-        finished_steps(checkpoint, cfg.trainer)
-    except InputError:  # damaged, or killed between the last step and the summary
+        finished_steps(folder, cfg.trainer)
+    except InputError:  # damaged
         return cfg
     hydra: Any = HydraConfig.get()
     with read_write(hydra):
@@ -359,7 +358,7 @@ def check_extras(arguments: Sequence[str]) -> None:
     for argument in arguments:
         plugin, extra = EXTRAS.get(argument, ("", ""))
         if plugin and not installed(plugin):
-            raise InputError(f"{argument}: is not installed; pip install 'cnx[{extra}]'")
+            raise InputError(f"{argument}: is not installed; pip install -e '.[{extra}]'")
 
 
 def resumed_arguments(arguments: Sequence[str]) -> list[str]:

@@ -36,6 +36,7 @@ from cnx.model import Controlled
 from cnx.model.sharding import whole_weights
 from cnx.report import grid_over_time
 from cnx.report.page import run_report
+from cnx.report.saved import SavedRun
 from cnx.schedule import Schedule
 from cnx.task.fitting import count_micro_batches, economise, find_devices, is_sharded, keep_freed_memory, make_optimizer
 from cnx.task.run_folder import (
@@ -62,10 +63,12 @@ def run(cfg: DictConfig) -> None:
     checkpoint = resume / "checkpoints" / "last.ckpt" if resume else None
     if resume and checkpoint:
         cfg = resumed_config(resume)
-        step_done = finished_steps(checkpoint, cfg.trainer)
+        step_done = finished_steps(resume, cfg.trainer)
     else:
         note_choices(cfg)
         step_done = 0
+    # Killed after its last step, a run still has to be saved and summed up.
+    concluded = bool(resume) and is_concluded(resume, step_done)
     processes, device = find_devices(cfg)
     if device.type == "cpu":
         keep_freed_memory()
@@ -82,8 +85,9 @@ def run(cfg: DictConfig) -> None:
     verdicts = [callback for callback in callbacks.values() if isinstance(callback, EarlyVerdict)]
     for verdict in verdicts:
         verdict.find_probe(list(callbacks.values()))
+        verdict.holds = not concluded
     phases = Phases(cfg.phases)
-    phases.check(probed=probe is not None, checkpoint=checkpoint)
+    phases.check(probed=probe is not None, checkpoint=checkpoint, concluded=concluded)
     seed_everything(cfg.seed, verbose=False)
 
     data: ControlData = instantiate(cfg.data)
@@ -172,7 +176,7 @@ def run(cfg: DictConfig) -> None:
         "wall_seconds": round(training.wall_seconds(), 1),
         "images_per_second": round(training.images_per_second(but=watched), 2),
         "peak_memory_bytes": peak_memory_bytes(),
-        "final_loss": training.logged_loss,
+        "final_loss": training.logged_loss if training.logged_loss is not None else SavedRun(folder).last_loss,
         "stopped_because": next((verdict.reason for verdict in verdicts if verdict.reason), None),
         **(fidelity(probe, min(probe.items, len(data.heldout_items))) if probe else {}),
         **({"prompt_fidelity": ablation.fidelity} if ablation else {}),
@@ -276,17 +280,25 @@ def resumed_config(folder: Path) -> DictConfig:
     return override_config(cfg, folder, but=("resume",))
 
 
-def finished_steps(checkpoint: Path, trainer: DictConfig) -> int:
-    """The optimizer steps that a checkpoint has behind it.
+def is_concluded(folder: Path, steps: int) -> bool:
+    """Whether the run in `folder` has a summary of its first `steps` steps."""
+    return SavedRun(folder).summary.get("optimizer_steps", -1) >= steps
 
-    Raises InputError if it cannot be read, or if the run has nothing left to do.
+
+def finished_steps(folder: Path, trainer: DictConfig) -> int:
+    """The optimizer steps that the last checkpoint of the run in `folder` has behind it.
+
+    Raises InputError if it cannot be read, or if the run has nothing left to do: no step, and no summary to write.
     """
+    checkpoint = folder / "checkpoints" / "last.ckpt"
     try:
         stored = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)
         done = stored["global_step"]
         epochs = stored["epoch"] + stored["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
     except Exception as error:  # whatever a damaged archive or pickle raises
         raise InputError(f"{checkpoint}: cannot be read ({type(error).__name__}); start the run anew") from error
+    if not is_concluded(folder, done):
+        return done
     max_steps, max_epochs = trainer.max_steps, trainer.get("max_epochs")
     if done >= max_steps > 0:
         raise InputError(f"{checkpoint}: the run is finished at step {done}; to go on, give trainer.max_steps=<more>")
