@@ -227,7 +227,7 @@ def test_sweeps_show_in_tab_completion() -> None:
 def test_an_extra_that_is_not_installed_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cnx.task.sweep.installed", lambda plugin: False)
     assert command("-m", "launcher=joblib", "seed=0,1") == (
-        "cnx: launcher=joblib: is not installed; pip install 'cnx[joblib]'"
+        "cnx: launcher=joblib: is not installed; pip install -e '.[joblib]'"
     )
 
 
@@ -283,6 +283,15 @@ def test_optuna_searches_for_the_highest_fidelity_and_goes_on_as_it_would_have(t
     assert states(sweep) == ["finished"] * 2
     assert [job.overrides for job in jobs_of(sweep)] == chosen
     assert len({row["optimizer.lr"] for row in comparison(sweep)}) == 2
+    # A search that has learnt otherwise since chooses otherwise: that trial is done anew, and no other.
+    first, second = jobs_of(sweep)
+    second.update(overrides=[*second.overrides[:-1], "optimizer.lr=0.5"])
+    assert command(f"resume={sweep}") == 0
+    assert [job.overrides for job in jobs_of(sweep)] == chosen
+    assert [job.run_folder == old.run_folder for job, old in zip(jobs_of(sweep), (first, second), strict=True)] == [
+        True,
+        False,
+    ]
 
 
 @needs("hydra_submitit_launcher")

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+import rich
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from cnx.callback.length import steps_in_all
 from cnx.callback.phases import Phases
 from cnx.callback.probe import Probe
 from cnx.errors import InputError, check_whole
@@ -103,9 +105,9 @@ class Flat(EarlyVerdict):
 class Hopeless(EarlyVerdict):
     """Control has not begun after `after` optimizer steps, or as many after the last phase began.
 
-    It has not if control gain never left its plateau (`cnx.metric.find_plateau`), that plateau lies below `most`, and
-    calibrated fidelity is below 0.1 at the last probe. A random base, whose fidelity means nothing, is judged by
-    control gain alone.
+    It has not if control gain has lain on one plateau (`cnx.metric.find_plateau`) for that long, that plateau lies
+    below `most`, and calibrated fidelity is below 0.1 at the last probe. A random base, whose fidelity means nothing,
+    is judged by control gain alone.
     """
 
     def __init__(self, after: int, most: float = 0.01) -> None:
@@ -114,8 +116,19 @@ class Hopeless(EarlyVerdict):
 
     def judge(self, probe: Probe) -> str | None:
         last = probe.history[-1]
-        plateau = find_plateau([record.gain for record in probe.gains])
+        since = last.step - self.after
+        plateau = find_plateau([record.gain for record in probe.gains if record.step >= since])
         begun = plateau.end is not None or plateau.level >= self.most or last.calibrated >= 0.1
-        if last.step < self.since + self.after or begun:
+        if since < self.since or begun:
             return None
         return f"hopeless: control gain is {plateau.level:z.3f} and flat after {last.step:,} steps"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        steps = steps_in_all(trainer)
+        if steps is not None and steps <= self.after and trainer.is_global_zero:
+            line = (
+                f"stop=hopeless: judges after {self.after:,} steps, and the run ends at {steps:,}; for a verdict give"
+                " callback.hopeless.after=<fewer>"
+            )
+            rich.get_console().print(line, highlight=False, markup=False, soft_wrap=True)

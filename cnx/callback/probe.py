@@ -71,10 +71,10 @@ class Probe(Callback):
     with probes learns the same weights as one without. Only the process of rank zero probes.
 
     The budget is one of time, and time differs from one run to the next. So what a probe costs in optimizer steps is
-    measured once, on the first steps, and kept in checkpoints. From then on the steps that are probed follow from the
-    curve of control gain and the length of the run alone, and a resumed run makes the probes that it would have made
-    uninterrupted. Two runs with one configuration learn the same weights, but one may have a probe more than the
-    other; with `budget: null` no time is measured, and they have the same.
+    measured once, on the first steps and those after a phase has unlocked the base, and kept in checkpoints. From then
+    on the steps that are probed follow from the curve of control gain and the length of the run alone, and a resumed
+    run makes the probes that it would have made uninterrupted. Two runs with one configuration learn the same weights,
+    but one may have a probe more than the other; with `budget: null` no time is measured, and they have the same.
 
     Writes to `samples/` in the run folder (`trainer.default_root_dir`): `heldout.npz` (control, target, reconstruction,
     floor: UInt8 "n H W 3", control 3 channels for each condition; prompts; index), and at each probe `step_000400.png`,
@@ -142,6 +142,7 @@ class Probe(Callback):
         self._began = time.monotonic()
         self._cost: Cost | None = None
         self._took = {"probe": 0.0, "gain": 0.0}  # seconds, of the first of each
+        self._priced: bool | None = None  # whether the base was trained when that was measured
         self._earlier = {"watching": 0.0, "training": 0.0}  # seconds, of the sittings before this one
         self._said: set[str] = set()
 
@@ -153,6 +154,7 @@ class Probe(Callback):
             "ceiling": self.ceiling and asdict(self.ceiling),
             "cost": self._cost and asdict(self._cost),
             "took": self._took,
+            "priced": self._priced,
             "earlier": self._so_far(),
         }
 
@@ -163,6 +165,7 @@ class Probe(Callback):
         self.ceiling = Score(**_current(state_dict["ceiling"])) if state_dict["ceiling"] else None
         self._cost = Cost(**state_dict["cost"]) if state_dict["cost"] else None
         self._took = state_dict["took"]
+        self._priced = state_dict.get("priced")
         self._earlier = state_dict["earlier"]
         self.share = self._earlier["watching"] / self._earlier["training"]  # where nothing is left to train
 
@@ -216,6 +219,11 @@ class Probe(Callback):
         """Whatever is due at this optimizer step, unless it was done before the run was stopped and resumed."""
         step = trainer.global_step
         self._steps = steps_in_all(trainer) or None
+        trained = cast(Probed, pl_module).model.base_trained
+        if trained != self._priced:
+            if self._priced is not None:  # a phase has unlocked it: each probe draws the floor, too
+                self._cost, self._first, self._took = None, None, dict.fromkeys(self._took, 0.0)
+            self._priced = trained
         # Someone who wants to stop does not wait for a probe; the resumed run makes it up.
         if was_interrupted(trainer):
             return

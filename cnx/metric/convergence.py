@@ -12,9 +12,12 @@ class Convergence:
     Attributes:
         step: the convergence step.
         before: the probe before it; convergence lies in (before, step]. None if the very first probe converged.
-        quarter: the first probe at 0.25 or more.
-        three_quarters: the first probe at 0.75 or more; its distance to `quarter` says how sudden control was.
+        quarter: the first probe at 0.25 or more; where there is a step, of those that lead to it without a fall below.
+        three_quarters: the first probe at 0.75 or more, from `quarter` on; the distance between them says how sudden
+            control was.
         lost: the probe from which fidelity was below 0.5 again up to the last one; None if it is not.
+        unconfirmed: where there is no step, the first of the last probes if these are all at 0.5 or more: too few to
+            show that it stays.
     """
 
     step: int | None
@@ -22,6 +25,7 @@ class Convergence:
     quarter: int | None
     three_quarters: int | None
     lost: int | None = None
+    unconfirmed: int | None = None
 
 
 def find_convergence(steps: Sequence[int], calibrated: Sequence[float | None], span: int = 0) -> Convergence:
@@ -47,16 +51,23 @@ def find_convergence(steps: Sequence[int], calibrated: Sequence[float | None], s
     pairs = zip(steps, calibrated, strict=True)
     probes = [(step, value) for step, value in pairs if value is not None and not math.isnan(value)]
     found = next((i for i in range(len(probes)) if _stays(probes[i:], span)), None)
-    lost = None
-    if found is not None:
-        last = max(i for i, (_, value) in enumerate(probes) if value >= 0.5)
-        lost = probes[last + 1][0] if last + 1 < len(probes) else None
+    if found is None:
+        closing = _stretch(0.5, probes, len(probes))
+        return Convergence(
+            step=None,
+            before=None,
+            quarter=_first_at_least(0.25, probes),
+            three_quarters=_first_at_least(0.75, probes),
+            unconfirmed=closing[0][0] if closing else None,
+        )
+    rise = probes.index(_stretch(0.25, probes, found + 1)[0])
+    last = max(i for i, (_, value) in enumerate(probes) if value >= 0.5)
     return Convergence(
-        step=None if found is None else probes[found][0],
-        before=None if not found else probes[found - 1][0],
-        quarter=_first_at_least(0.25, probes),
-        three_quarters=_first_at_least(0.75, probes),
-        lost=lost,
+        step=probes[found][0],
+        before=probes[found - 1][0] if found else None,
+        quarter=probes[rise][0],
+        three_quarters=_first_at_least(0.75, probes[rise:]),
+        lost=probes[last + 1][0] if last + 1 < len(probes) else None,
     )
 
 
@@ -64,6 +75,11 @@ def _stays(probes: list[tuple[int, float]], span: int) -> bool:
     """Whether the first probe is at 0.5 or more and the next ones confirm it."""
     confirmed = next((i for i, (step, _) in enumerate(probes) if i >= 2 and step - probes[0][0] >= span), None)
     return confirmed is not None and all(value >= 0.5 for _, value in probes[: confirmed + 1])
+
+
+def _stretch(level: float, probes: list[tuple[int, float]], end: int) -> list[tuple[int, float]]:
+    """The probes up to number `end`, not included, since the last of them below `level`."""
+    return probes[max((i + 1 for i in range(end) if probes[i][1] < level), default=0) : end]
 
 
 def _first_at_least(level: float, probes: list[tuple[int, float]]) -> int | None:

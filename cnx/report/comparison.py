@@ -108,11 +108,13 @@ def read_comparison(folders: Sequence[Path], missing: Mapping[str, str], title: 
 
 
 def convergence_words(summary: Mapping[str, Any]) -> str:
-    """The convergence step with its bracket, or how long the run went without."""
+    """The convergence step with its bracket; or where it may lie, or how long the run went without."""
     step, before = summary.get("convergence_step"), summary.get("convergence_after")
     if step is not None:
         return f"{step:,}" + (f" (after {before:,})" if before is not None else "")
-    ran = summary.get("optimizer_steps")
+    ran, since = summary.get("optimizer_steps"), summary.get("convergence_unconfirmed")
+    if since is not None:
+        return f"{since:,}, unconfirmed"
     return NO_VALUE if "control_fidelity" not in summary or not ran else f"not by {ran:,}"
 
 
@@ -339,6 +341,9 @@ def _notes(arms: Mapping[str, Sequence[Entry]]) -> Iterator[str]:
     if drawing and len(shared[0]) < drawn:
         number_shared = f"{len(shared[0])} of {drawn} held-out items" if shared[0] else "no held-out item"
         yield f"The runs share {number_shared}: their fidelities are of different items."
+    for entry in entries:
+        if because := entry.run.summary.get("stopped_because"):
+            yield f"{entry.label} was ended at step {entry.run.summary.get('optimizer_steps', 0):,}: {because}."
     labels = [entry.label for entry in entries]
     twice = [label for label in dict.fromkeys(labels) if labels.count(label) > 1]
     if twice:

@@ -129,6 +129,8 @@ def in_words(run: SavedRun) -> Iterator[str]:
             f" It took {summary['wall_seconds']:,.0f} s ({number(summary.get('images_per_second'), '.1f')} images/s)."
         )
     yield line
+    if summary.get("stopped_because"):
+        yield f"It was ended early, {summary['stopped_because']}."
     fidelity = summary.get("control_fidelity")
     if not fidelity:
         yield "Nothing measured control: the run had no probe."
@@ -156,7 +158,10 @@ def in_words(run: SavedRun) -> Iterator[str]:
 def _convergence_sentence(summary: Mapping[str, Any]) -> str:
     step, before = summary.get("convergence_step"), summary.get("convergence_after")
     if step is None:
+        since = summary.get("convergence_unconfirmed")
         line = "It did not converge: no probe at 0.5 or more was followed by two more."
+        if since is not None:
+            line = f"It has been at 0.5 or more since step {since:,}, which no two further probes have confirmed."
     else:
         since = f"; at the probe before, step {before:,}, it did not yet" if before is not None else ""
         lost = summary.get("convergence_lost")

@@ -195,13 +195,18 @@ class Sweep(Callback):
 
 def planned(config: DictConfig) -> list[list[str]] | None:
     """The overrides of each job that Hydra's own sweeper will make; None where another sweeper chooses as it goes."""
-    if not str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
+    if _searches(config.hydra.sweeper):
         return None
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     overrides = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(
         [*params, *typed(config.hydra.overrides.task)]
     )
     return [of_the_run(job) for job in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]]
+
+
+def _searches(sweeper: Any) -> bool:
+    """Whether it chooses values by what came of earlier ones, as Hydra's own sweeper does not."""
+    return not str(sweeper._target_).endswith(".BasicSweeper")
 
 
 def of_the_run(overrides: Sequence[str]) -> list[str]:
@@ -268,12 +273,15 @@ def run_job(cfg: DictConfig, task: Callable[[DictConfig], None]) -> float | None
     """
     job = Job.current()
     assert job is not None
-    if job.overrides != (wanted := of_the_run(typed(HydraConfig.get().overrides.task))):
-        sys.exit(
-            f"cnx: {job.file}: was {shlex.join(job.overrides)}, and is now {shlex.join(wanted)}; start a new sweep"
-        )
+    wanted = of_the_run(typed(HydraConfig.get().overrides.task))
+    changed = f"{job.file}: was {shlex.join(job.overrides)}, and is now {shlex.join(wanted)}"
+    if job.overrides != wanted and not _searches(HydraConfig.get().sweeper):
+        sys.exit(f"cnx: {changed}; start a new sweep")
     try:
         with job.lock():
+            if job.overrides != wanted:  # a trial that had failed has come to something since, which the search goes by
+                _say(f"{changed}; it is done anew")
+                job.update(overrides=wanted, state="planned", run_folder=None, error=None)
             if job.state in ("running", "stopped") and _summary(job):  # killed after its last line
                 job.update(state="finished")
             if job.state != "finished":

@@ -334,6 +334,7 @@ def fidelity(probe: Probe, items: int) -> dict[str, Any]:
         "fidelity_25_step": convergence.quarter,
         "fidelity_75_step": convergence.three_quarters,
         "convergence_lost": convergence.lost,
+        "convergence_unconfirmed": convergence.unconfirmed,
         "probe_share": round(probe.share, 4),
     }
 
@@ -364,7 +365,8 @@ def closing_line(summary: dict[str, Any], folder: Path) -> str:
         return f"{line}; {reached}."
     step, before = summary["convergence_step"], summary["convergence_after"]
     if step is None:
-        verdict = "not converged"
+        since = summary["convergence_unconfirmed"]
+        verdict = "not converged" if since is None else f"at 0.5 or more since step {since:,}, which is not confirmed"
     else:
         verdict = f"converged at step {step:,}" + (f" (after {before:,})" if before is not None else "")
         verdict += f", lost at {summary['convergence_lost']:,}" if summary["convergence_lost"] is not None else ""

@@ -55,6 +55,17 @@ def test_a_run_is_hopeless_when_control_gain_stays_flat_near_0_for_long() -> Non
         "it came with control"
     )
     assert Hopeless(after=1000).judge(probed([*[0.0] * 10, 0.2], still)) is None, "it obeys all the same"
+    outlier = [0.0, 0.0, 0.0, 0.0, 0.0, 0.2, *still]
+    assert Hopeless(after=1000).judge(probed([0.0] * 12, outlier[:12])) is None, "not yet for that long"
+    for curve in (outlier, [-0.3, -0.2, -0.1, -0.05, -0.02, 0.0, *still]):  # harm that heals
+        assert Hopeless(after=1000).judge(probed([0.0] * 17, curve)) is not None
+
+
+def test_a_run_that_ends_before_it_can_be_hopeless_says_so(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(probe(), Hopeless(after=4), max_steps=4)
+    assert "stop=hopeless: judges after 4 steps, and the run ends at 4; for a verdict" in capsys.readouterr().out
+    fit(probe(), Hopeless(after=3), max_steps=4)
+    assert "stop=hopeless" not in capsys.readouterr().out
 
 
 class Likeness:
@@ -95,9 +106,13 @@ def test_a_verdict_ends_the_run_at_its_probe_as_a_finished_one(fit: Fit, tmp_pat
     _, trainer = fit(interrupt, watched, verdict, SaveAtTheEnd(saved), max_steps=9)
     assert (trainer.global_step, verdict.reason) == (4, "enough")
     assert not was_interrupted(trainer) and [record.step for record in watched.history] == [0, 2, 4]
-    # Who goes on all the same is judged anew, at probes to come.
-    _, trainer = fit(probe(), AtStep(4), max_steps=7, ckpt_path=saved)
-    assert trainer.global_step == 7
+    # Killed before it was summed up, the run is ended again; a finished one goes on, judged at probes to come.
+    again, more = AtStep(4), AtStep(4)
+    _, trainer = fit(probe(), again, max_steps=7, ckpt_path=saved)
+    assert (trainer.global_step, again.reason) == (4, "enough")
+    more.holds = False
+    _, trainer = fit(probe(), more, max_steps=7, ckpt_path=saved)
+    assert (trainer.global_step, more.reason) == (7, None)
 
 
 def test_a_verdict_at_the_last_step_stops_nothing(fit: Fit) -> None:

@@ -262,6 +262,21 @@ def test_probes_stay_within_their_share_of_the_time_and_what_is_left_out_is_said
     assert set(range(0, 21, 2)) < set(steps(cheap.history)) and 0 < cheap.share <= 0.4
 
 
+def test_a_base_that_is_trained_has_a_price_of_its_own(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe of it draws the floor too: of 26.7 seconds for probes, 8 had room and 4 have."""
+
+    class Unlock(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            model: Any = pl_module.model
+            model.base_trained = trainer.global_step >= 16
+
+    clock = Clock(monkeypatch)
+    settings = {"items": 2, "every": 2, "gain_every": 1, "adaptive": False, "budget": 0.4}
+    watched = Probe(Likeness(), Slow(clock, 3.0), **settings)
+    fit(clock, watched, Unlock(), max_steps=40)
+    assert steps(watched.history) == [0, 6, 12, 18, 24, 32, 40], "18 is measured"
+
+
 @pytest.mark.parametrize("budget", [0.0, 1.0, 10.0])
 def test_a_budget_that_is_no_share_is_refused(budget: float) -> None:
     with pytest.raises(InputError, match="callback.probe.budget"):

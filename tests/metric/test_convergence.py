@@ -93,6 +93,20 @@ def test_a_sudden_rise_and_a_slow_one_differ_in_their_quarters(width: float, qua
     assert (found.quarter, found.three_quarters) == (quarter, three_quarters)
 
 
+def test_a_spike_before_the_rise_is_not_part_of_it() -> None:
+    found = find_convergence(range(7), [0.0, 0.8, 0.0, 0.3, 0.6, 0.7, 0.8])
+    assert (found.step, found.quarter, found.three_quarters) == (4, 3, 6)
+    never = find_convergence(range(4), [0.0, 0.8, 0.0, 0.3])
+    assert (never.step, never.quarter, never.three_quarters) == (None, 1, 1)
+
+
+def test_what_two_more_probes_would_have_to_confirm_is_named() -> None:
+    assert find_convergence(range(5), [0.0, 0.6, 0.4, 0.6, 0.7]).unconfirmed == 3
+    assert find_convergence(range(5), [0.0, 0.6, 0.6, 0.6, 0.4]).unconfirmed is None, "it converged, and is lost"
+    assert find_convergence(range(5), [0.0, 0.6, 0.4, 0.6, 0.4]).unconfirmed is None
+    assert find_convergence([0, 1, 2, 3, 500], [0.0, 0.6, 0.6, 0.6, 0.6], span=500).unconfirmed == 1
+
+
 def test_probes_between_tighten_the_bracket_and_do_not_confirm_in_a_moment() -> None:
     dense = sorted({*RUN, 2050, 2100, 2150, 2200})
     curve = [0.9 if step > 2060 else 0.1 for step in dense]

@@ -84,6 +84,25 @@ def test_a_table_row_says_what_varied_then_what_came_of_it(save_run: SaveRun, ou
     assert "100 (after 0)" in console.export_text()
 
 
+def test_a_run_that_was_ended_or_is_not_confirmed_is_not_set_beside_others_without_a_word(
+    save_run: SaveRun, out: Path
+) -> None:
+    ended, late = save_run("ended", seed=0), save_run("late", seed=1)
+    for run, more in (
+        (ended, {"stopped_because": "flat: converged at step 100, and so on"}),
+        (late, {"convergence_unconfirmed": 200}),
+    ):
+        summary = json.loads((run / "summary.json").read_text()) | more
+        (run / "summary.json").write_text(json.dumps(summary))
+    comparison = compare([ended, late], out)
+    assert [row[2] for row in comparison.tables[0].rows] == ["not by 300", "200, unconfirmed"]
+    assert "test, seed 0 was ended at step 300: flat: converged at step 100, and so on." in comparison.notes
+    run_report(ended)
+    run_report(late)
+    assert "It was ended early, flat: converged at step 100" in (ended / "report.html").read_text()
+    assert "It has been at 0.5 or more since step 200" in (late / "report.html").read_text()
+
+
 def test_missing_runs_are_listed_and_never_dropped(save_run: SaveRun, out: Path, tmp_path: Path) -> None:
     runs = [
         save_run("done"),
