@@ -19,7 +19,7 @@ from cnx.report.page import run_report
 from cnx.report.saved import SavedRun
 from cnx.sampler import Sampler
 from cnx.sampler.evaluation import evaluate, text_of
-from cnx.task.run_folder import git_commit
+from cnx.task.run_folder import git_commit, overrides_but
 from cnx.task.sample import load_net, trained_config
 from cnx.task.train import check_maps, say, write_json
 
@@ -37,7 +37,7 @@ def run(cfg: DictConfig) -> None:
     where nothing is held out.
     """
     folder = Path(cfg.run)
-    trained = trained_config(cfg, folder, OWN_KEYS)
+    trained = trained_config(cfg, folder, overrides_but((*OWN_KEYS, "sampler")))
     if cfg.num_items < 1:
         raise InputError(f"num_items={cfg.num_items}: must be at least 1")
     modes = read_prompt_modes(cfg.prompt_mode)

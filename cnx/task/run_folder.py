@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -82,16 +83,20 @@ def read_config(folder: Path) -> DictConfig:
     return in_present_terms(saved)
 
 
-def override_config(cfg: DictConfig, folder: Path, but: tuple[str, ...]) -> DictConfig:
-    """The saved configuration of the run in `folder`, with the values from the command line on top.
+def overrides_but(keys: tuple[str, ...]) -> list[str]:
+    """What the command line gives, without these keys and all that is below them."""
+    given = [(override, override.lstrip("+").partition("=")[0]) for override in given_overrides()]
+    return [override for override, key in given if not any(key == own or key.startswith(f"{own}.") for own in keys)]
 
-    `but` are the calling task's own keys, with all that is below them. Raises InputError for a key that the run does
-    not have, and for a group or an experiment: a run keeps what it was made of.
+
+def override_config(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> DictConfig:
+    """The saved configuration of the run in `folder`, with `overrides` of it on top.
+
+    Raises InputError for a key that the run does not have, and for a group or an experiment: a run keeps what it was
+    made of.
     """
-    for override in given_overrides():
+    for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
-        if any(key == own or key.startswith(f"{own}.") for own in but):
-            continue
         if key == "experiment" or key in cfg.choices:
             raise InputError(f"{override}: the run {folder} keeps its own {key}; leave it out, or start a new run")
         new = OmegaConf.select(cfg, key, default=cfg) is cfg

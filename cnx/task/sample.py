@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache, partial
@@ -38,7 +38,7 @@ from cnx.task.given import (
     repeated,
     text,
 )  # fmt: skip
-from cnx.task.run_folder import git_commit, given_overrides, override_config, read_config
+from cnx.task.run_folder import git_commit, given_overrides, override_config, overrides_but, read_config
 from cnx.task.train import build, count_maps, say
 
 # What conf/task/sample.yaml sets, and `condition`: all else on the command line changes the run's own configuration.
@@ -122,7 +122,9 @@ class Drawing:
 
     def __init__(self, cfg: DictConfig, remembered: dict[str, Any] | None) -> None:
         self.cfg, self.runs = cfg, [Path(str(folder)) for folder in as_list(cfg.run)]
-        configs = [trained_config(cfg, folder, OWN_KEYS) for folder in self.runs]
+        # What changes the runs' own settings: base.path, say.
+        self.overrides = remembered.get("overrides", []) if remembered else overrides_but((*OWN_KEYS, "sampler"))
+        configs = [trained_config(cfg, folder, self.overrides) for folder in self.runs]
         self.sampler: Sampler = instantiate(configs[0].sampler)
         self.sampler_settings = OmegaConf.to_container(configs[0].sampler, resolve=True)
         self.maps = [count_maps(config) for config in configs]
@@ -235,6 +237,7 @@ class Drawing:
             "image_strength": self.picture and self.picture.strength,
             "height": self.height,
             "width": self.width,
+            "overrides": self.overrides,
             "sampler": self.sampler_settings,
             "device": self.base.device.type,
             "git_commit": git_commit(),
@@ -246,19 +249,21 @@ def _digests(files: Any) -> list[str]:
     return [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in as_list(files) if file is not None]
 
 
-def trained_config(cfg: DictConfig, folder: Path, but: tuple[str, ...]) -> DictConfig:
-    """The configuration of a run, with what the command line changes; its sampler is its own unless one is given.
+def trained_config(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of a run with `overrides` of it; its sampler is its own unless another is given.
 
-    `but` are the calling task's own keys. Raises InputError if the folder is no finished run.
+    Raises InputError if the folder is no finished run.
     """
     trained = read_config(folder)
     if not (folder / "controlnet").is_dir():
         raise InputError(f"{folder}: no controlnet/ there yet; finish the run with python run.py resume={folder}")
     # Unresolved, so that guidance is this run's base's.
     sampler = OmegaConf.create(OmegaConf.to_container(cfg.sampler, resolve=False))
-    chosen = bool(cfg.get("again")) or any(override.startswith("sampler=") for override in given_overrides())
+    given = given_overrides()
+    chosen = bool(cfg.get("again")) or any(override.startswith("sampler=") for override in given)
     trained.sampler = sampler if chosen else OmegaConf.merge(sampler, trained.sampler)
-    return override_config(trained, folder, but=(*but, *(["sampler"] if chosen else [])))
+    own = [] if chosen else [override for override in given if override.lstrip("+").startswith("sampler.")]
+    return override_config(trained, folder, [*overrides, *own])
 
 
 def load_net(trained: DictConfig, folder: Path) -> Net:

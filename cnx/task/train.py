@@ -45,6 +45,7 @@ from cnx.task.run_folder import (
     new_run_folder,
     note_choices,
     override_config,
+    overrides_but,
     read_config,
     save_config,
 )
@@ -277,7 +278,7 @@ def resumed_config(folder: Path) -> DictConfig:
     for override in given_overrides():
         if re.match(r"\+*(seed|base|optimizer)\b", override):
             raise InputError(f"{override}: a resumed run keeps its own; leave it out, or start a new run")
-    return override_config(cfg, folder, but=("resume",))
+    return override_config(cfg, folder, overrides_but(("resume",)))
 
 
 def is_concluded(folder: Path, steps: int) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import run
 from cnx.condition import Canny
@@ -20,7 +21,7 @@ from cnx.errors import InputError
 from cnx.task.given import Subject, read_prompts
 from cnx.task.run_folder import save_config
 from cnx.task.train import build
-from small_runs import begun
+from small_runs import REPOSITORY, begun
 
 STEPS = "sampler.steps=2"
 
@@ -86,6 +87,21 @@ def test_a_folder_is_drawn_in_one_go_and_a_seed_gives_the_same_picture_in_any_co
     assert same("one/1_seed5.png", "many/1_seed5.png")
     assert not same("many/1_seed4.png", "many/1_seed5.png")
     assert not same("many/0_seed5.png", "many/1_seed5.png")
+
+
+def test_a_picture_is_drawn_again_on_the_base_that_it_was_drawn_on(tmp_path: Path) -> None:
+    shutil.copytree(REPOSITORY / "pretrained" / "tiny", tmp_path / "other")
+    weights = tmp_path / "other" / "vae" / "diffusion_pytorch_model.safetensors"
+    changed = load_file(weights)
+    changed["decoder.conv_out.weight"] *= 0.5
+    save_file(changed, weights)
+    sample("run=a", "control=maps/0.png", "prompt=a bird", f"base.path={tmp_path / 'other'}", f"out={tmp_path / 'one'}")
+    sample("run=a", "control=maps/0.png", "prompt=a bird", f"out={tmp_path / 'own'}")
+    picture = tmp_path / "one" / "0_seed0.png"
+    assert not same(picture, tmp_path / "own" / "0_seed0.png")
+    sample(f"again={picture}", f"out={tmp_path / 'again'}", steps=None)
+    assert same(picture, tmp_path / "again" / "0_seed0.png")
+    assert lines(tmp_path / "again") == lines(tmp_path / "one")
 
 
 def test_a_picture_is_drawn_again_from_its_line_until_its_weights_change(tmp_path: Path) -> None:
