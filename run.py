@@ -53,6 +53,13 @@ def half_precision(accelerator: str) -> str:
     return "16-mixed" if lacking else "bf16-mixed"
 
 
+def gpus() -> int:
+    """The GPUs that one run takes: one, where this machine has any that torch can use."""
+    import torch
+
+    return int(torch.cuda.is_available())
+
+
 def optimizer_steps(pairs: int, batch_size: int) -> int:
     """Optimizer steps in so many pairs, at least one: a spacing that is the same in samples seen."""
     return max(1, round(pairs / batch_size))
@@ -87,7 +94,7 @@ mount("sweeps", group="sweep")
 
 def register_resolvers() -> None:
     """Offer functions of this file to the configuration, as ${fast_precision:}."""
-    for resolver in (fast_precision, half_precision, optimizer_steps):
+    for resolver in (fast_precision, half_precision, gpus, optimizer_steps):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 

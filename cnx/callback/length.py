@@ -16,7 +16,8 @@ def steps_in_all(trainer: Trainer) -> int | None:
     batches, passes = trainer.num_training_batches, trainer.max_epochs
     if passes is not None and passes >= 0 and batches < math.inf:
         accumulated = trainer.accumulate_grad_batches
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        # `processed`, unlike `completed`, counts the batch whose hooks are running.
+        done = trainer.fit_loop.epoch_loop.batch_progress.state_dict()["current"]["processed"]
         in_a_pass = math.ceil(batches / accumulated)
         # Steps end at multiples of the accumulation, counted from the pass's beginning, and at its end.
         left = in_a_pass - done // accumulated if done < batches else 0

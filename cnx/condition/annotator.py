@@ -53,7 +53,7 @@ def _load(detector: str, path: str, files: Sequence[str]) -> Any:
             library = import_module("controlnet_aux")
     except ImportError as error:
         raise InputError(
-            f"condition.path={path}: learned detectors need controlnet_aux ({error}); pip install 'cnx[annotators]', "
+            f"condition.path={path}: learned detectors need controlnet_aux ({error}); pip install -e '.[annotators]', "
             "or leave condition.path at null for the detector without weights"
         ) from error
     try:

@@ -103,7 +103,7 @@ class HuggingFace:
         try:
             import datasets
         except ImportError:
-            raise InputError('data=huggingface needs the library datasets: pip install "cnx[datasets]"') from None
+            raise InputError('data=huggingface needs the library datasets: pip install -e ".[datasets]"') from None
         try:
             if (Path(root) / "dataset_dict.json").is_file():
                 return datasets.load_from_disk(f"{root}/{self.split}")

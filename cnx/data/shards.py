@@ -149,7 +149,7 @@ def expand(pattern: str) -> list[str]:
     try:
         from webdataset.shardlists import expand_urls
     except ImportError:
-        raise InputError('data=shards needs the library webdataset: pip install "cnx[shards]"') from None
+        raise InputError('data=shards needs the library webdataset: pip install -e ".[shards]"') from None
     return expand_urls(pattern)
 
 
@@ -181,7 +181,7 @@ def write_shards(items: Iterable[Item], folder: Path, items_a_shard: int = 1000)
     try:
         from webdataset.writer import TarWriter
     except ImportError:
-        raise InputError('writing shards needs the library webdataset: pip install "cnx[shards]"') from None
+        raise InputError('writing shards needs the library webdataset: pip install -e ".[shards]"') from None
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob("*.tar")):
         raise InputError(f"{folder}: holds shards already; choose another folder, or delete them")

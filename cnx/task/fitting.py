@@ -196,7 +196,7 @@ def _why_not_here(target: str, error: BaseException) -> str:
         chain = chain.__cause__ or chain.__context__
     if chain is None:
         return "there is no such optimizer; give one of torch.optim's, or take optimizer=adamw"
-    install = "'cnx[adam8bit]'" if package == "bitsandbytes" else package
+    install = "-e '.[adam8bit]'" if package == "bitsandbytes" else package
     return f"is not installed; pip install {install}, or take optimizer=adamw"
 
 

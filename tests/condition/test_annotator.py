@@ -135,7 +135,7 @@ def test_what_is_missing_is_named_with_where_to_put_it(tmp_path: Path, monkeypat
             assert path in message and file in message and "lllyasviel/Annotators" in message and "\n" not in message
     monkeypatch.setitem(sys.modules, "controlnet_aux", None)  # as if it were not installed
     for make in learned("lllyasviel/Annotators").values():
-        with pytest.raises(InputError, match=r"pip install 'cnx\[annotators\]'"):
+        with pytest.raises(InputError, match=r"pip install -e '.\[annotators\]'"):
             make()
 
 
