@@ -189,7 +189,13 @@ def test_a_run_that_ended_by_epochs_is_finished_and_goes_on_to_more() -> None:
     "ended_by",
     [
         ["trainer.max_steps=2", "callback=[default,four_prompts]", "callback.prompts.items=2"],
-        ["trainer.max_steps=-1", "trainer.max_epochs=1", "data.batch_size=16", "average=ema"],
+        [
+            "trainer.max_steps=-1",
+            "trainer.max_epochs=1",
+            "data.batch_size=16",
+            "average=ema",
+            "trainer.log_every_n_steps=2",
+        ],
         ["trainer.max_steps=9", "phases=[{when: 1, lr: 1e-4, stop_after: 1}]"],
         ["trainer.max_steps=9", "stop=hopeless", "callback.hopeless.after=2"],
     ],
@@ -218,8 +224,25 @@ def test_a_run_killed_after_its_last_step_is_finished_by_resuming_it(
     assert ours.pop("final_loss") == pytest.approx(theirs.pop("final_loss"), rel=1e-7), "to a cell's eight digits"
     assert {k: v for k, v in ours.items() if k not in timed} == {k: v for k, v in theirs.items() if k not in timed}
     assert 0 < ours["probe_share"] < 1
+    assert ours["images_per_second"] is None, "nothing was trained when it was summed up"
     with pytest.raises(SystemExit, match="the run is finished|has ended the run"):
         launch(f"resume={killed}", *(["trainer.max_steps=2"] if "stop=hopeless" in ended_by else []))
+
+
+def test_a_stopped_run_is_not_concluded_by_asking_for_fewer_steps_than_it_has_made() -> None:
+    stopped = launch("trainer.max_steps=5", "+callback.user={_target_: small_runs.PressCtrlC, step: 2}", *SMALL)
+    with pytest.raises(SystemExit, match="the run is finished at step 3; to go on, give trainer.max_steps=<more>"):
+        launch(f"resume={stopped}", "trainer.max_steps=3")
+    assert not (stopped / "summary.json").exists()
+
+
+def test_weights_that_are_no_numbers_are_no_result_however_often_the_run_is_resumed() -> None:
+    with pytest.raises(SystemExit, match="the weights are no numbers at step 3; lower optimizer.lr"):
+        launch("trainer.max_steps=3", "optimizer.lr=1e30", *SMALL)
+    lost = max(Path("runs").glob("*/*"), key=lambda folder: folder.stat().st_mtime_ns)
+    with pytest.raises(SystemExit, match="the weights are no numbers at step 3; lower optimizer.lr"):
+        launch(f"resume={lost}")
+    assert not (lost / "summary.json").exists() and not (lost / "controlnet").exists()
 
 
 @pytest.mark.parametrize("init", ["gaussian_control", "scratch"])

@@ -16,10 +16,12 @@ def steps_in_all(trainer: Trainer) -> int | None:
     batches, passes = trainer.num_training_batches, trainer.max_epochs
     if passes is not None and passes >= 0 and batches < math.inf:
         accumulated = trainer.accumulate_grad_batches
-        # `processed`, unlike `completed`, counts the batch whose hooks are running.
-        done = trainer.fit_loop.epoch_loop.batch_progress.state_dict()["current"]["processed"]
+        # `processed`, unlike `completed`, counts the batch whose hooks are running; the total, unlike what is current,
+        # does not depend on whether a resumed run has begun its next pass yet.
+        done = trainer.fit_loop.epoch_loop.batch_progress.state_dict()["total"]["processed"]
+        ahead, rest = divmod(max(0, passes * int(batches) - done), int(batches))
         in_a_pass = math.ceil(batches / accumulated)
         # Steps end at multiples of the accumulation, counted from the pass's beginning, and at its end.
-        left = in_a_pass - done // accumulated if done < batches else 0
-        bounds.append(trainer.global_step + left + in_a_pass * max(0, passes - trainer.current_epoch - 1))
+        left = in_a_pass - (int(batches) - rest) // accumulated if rest else 0
+        bounds.append(trainer.global_step + left + in_a_pass * ahead)
     return min(bounds, default=None)

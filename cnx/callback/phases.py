@@ -156,10 +156,13 @@ class Phases(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.begun = [Begun(**begun) for begun in state_dict["begun"]]
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # The checkpoint has brought back the model's wiring and the optimizer; the trainer's own settings are ours.
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The checkpoint brings back the model's wiring and the optimizer; the trainer's own settings are ours. Other
+        # callbacks go by them when training starts.
         for begun in self.begun:
             self._set_trainer(trainer, self.phases[begun.phase - 1], begun.step)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for _, when, phase in self._at_steps():
             if "stop_after" in phase:
                 _end_by(trainer, max(when, trainer.global_step) + phase["stop_after"])

@@ -52,7 +52,7 @@ class MetricsCSV(Logger):
         row = {name: _cell(value) for name, value in metrics.items() if isinstance(value, int | float)}
         if step is not None:
             row.setdefault("optimizer_step", str(step))
-        if row in self._kept:
+        if _measured(row) in self._kept:
             return  # what was measured after the checkpoint of the last step is measured again
         columns = self._open()
         new = [name for name in row if name not in columns]
@@ -70,7 +70,7 @@ class MetricsCSV(Logger):
             rows = [row for row in self._rows() if int(row["optimizer_step"] or 0) <= step]
             self._write(columns, rows)
             at_step = [row for row in rows if int(row["optimizer_step"] or 0) == step]
-            self._kept = [{name: cell for name, cell in row.items() if cell} for row in at_step]
+            self._kept = [_measured({name: cell for name, cell in row.items() if cell}) for row in at_step]
 
     def _open(self) -> list[str]:
         if self._columns is None:
@@ -97,6 +97,11 @@ class MetricsCSV(Logger):
             writer.writeheader()
             writer.writerows(rows)
         os.replace(part, self.path)
+
+
+def _measured(row: dict[str, str]) -> dict[str, str]:
+    """A row without what differs each time that it is measured."""
+    return {name: cell for name, cell in row.items() if name != "train/images_per_second"}
 
 
 def _cell(value: float) -> str:

@@ -48,7 +48,7 @@ class SeededBatches(Sampler[list[Draw]]):
         shards: the shard that each item lies in, or None for items that lie by themselves.
         buffer: items among which those of shards are shuffled.
         buckets: the bucket that each item belongs to, or None if all are of one size.
-        accumulate: micro-batches in an optimizer step.
+        accumulate: micro-batches in an optimizer step; of a run whose phases change that, a multiple of each.
     """
 
     def __init__(

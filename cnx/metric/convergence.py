@@ -16,8 +16,8 @@ class Convergence:
         three_quarters: the first probe at 0.75 or more, from `quarter` on; the distance between them says how sudden
             control was.
         lost: the probe from which fidelity was below 0.5 again up to the last one; None if it is not.
-        unconfirmed: where there is no step, the first of the last probes if these are all at 0.5 or more: too few to
-            show that it stays.
+        unconfirmed: where there is no step, the first of the last probes if these are all at 0.5 or more: too few, or
+            too close together, to show that it stays.
     """
 
     step: int | None

@@ -210,9 +210,9 @@ def _course_table(arms: Mapping[str, Sequence[Entry]]) -> Iterator[Table]:
     probed = {arm: [entry.run for entry in entries if entry.run.fidelity] for arm, entries in arms.items()}
     runs = [run for own in probed.values() for run in own]
     by_steps = _shared({run.folder: run.fidelity for run in runs})
-    # Counts of samples part a little where an epoch's last batch is smaller: 7,675 and 7,680.
-    longest = max((run.samples_seen[step] for run in runs for step in run.samples_seen), default=0)
-    by_samples = _shared({run.folder: run.fidelity_by_samples for run in runs}, slack=longest / 100)
+    # Counts of samples part by less than a step where an epoch's last batch is smaller: 7,675 and 7,680.
+    a_step = max((seen / step for run in runs for step, seen in run.samples_seen.items() if step), default=0)
+    by_samples = _shared({run.folder: run.fidelity_by_samples for run in runs}, slack=a_step)
     title, course = "Fidelity at optimizer steps", by_steps
     if len(by_samples) > len(by_steps):
         title, course = "Fidelity after samples seen", by_samples

@@ -161,7 +161,7 @@ def _convergence_sentence(summary: Mapping[str, Any]) -> str:
         since = summary.get("convergence_unconfirmed")
         line = "It did not converge: no probe at 0.5 or more was followed by two more."
         if since is not None:
-            line = f"It has been at 0.5 or more since step {since:,}, which no two further probes have confirmed."
+            line = f"It has been at 0.5 or more since step {since:,}, too late to say that it stays."
     else:
         since = f"; at the probe before, step {before:,}, it did not yet" if before is not None else ""
         lost = summary.get("convergence_lost")

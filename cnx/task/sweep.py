@@ -282,7 +282,7 @@ def run_job(cfg: DictConfig, task: Callable[[DictConfig], None]) -> float | None
             if job.overrides != wanted:  # a trial that had failed has come to something since, which the search goes by
                 _say(f"{changed}; it is done anew")
                 job.update(overrides=wanted, state="planned", run_folder=None, error=None)
-            if job.state in ("running", "stopped") and _summary(job):  # killed after its last line
+            if job.state in ("running", "stopped", "failed") and _summary(job):  # after its last line
                 job.update(state="finished")
             if job.state != "finished":
                 _do(job, cfg, task)

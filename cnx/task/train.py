@@ -158,6 +158,7 @@ def run(cfg: DictConfig) -> None:
         assert not left.unexpected_keys and all(key.startswith("base.") for key in left.missing_keys)
     elif cfg.memory.half_locked and model.base_trained:
         model.restore_locked(Base.load(**own_base_settings(cfg, folder)).unet)
+    training.check_weights((pieces or dict(model.named_parameters())).values())
     with averaged(trainer, training):
         model.save(folder)
     watched = sum(watcher.seconds for watcher in (probe, ablation) if watcher)
@@ -175,7 +176,7 @@ def run(cfg: DictConfig) -> None:
         "micro_batches": training.micro_batch,
         "samples_seen": training.samples_seen,
         "wall_seconds": round(training.wall_seconds(), 1),
-        "images_per_second": round(training.images_per_second(but=watched), 2),
+        "images_per_second": training.images_per_second(but=watched),
         "peak_memory_bytes": peak_memory_bytes(),
         "final_loss": training.logged_loss if training.logged_loss is not None else SavedRun(folder).last_loss,
         "stopped_because": next((verdict.reason for verdict in verdicts if verdict.reason), None),
@@ -298,9 +299,10 @@ def finished_steps(folder: Path, trainer: DictConfig) -> int:
         epochs = stored["epoch"] + stored["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
     except Exception as error:  # whatever a damaged archive or pickle raises
         raise InputError(f"{checkpoint}: cannot be read ({type(error).__name__}); start the run anew") from error
-    if not is_concluded(folder, done):
-        return done
     max_steps, max_epochs = trainer.max_steps, trainer.get("max_epochs")
+    own = read_config(folder).trainer
+    if not is_concluded(folder, done) and (max_steps, max_epochs) == (own.max_steps, own.get("max_epochs")):
+        return done
     if done >= max_steps > 0:
         raise InputError(f"{checkpoint}: the run is finished at step {done}; to go on, give trainer.max_steps=<more>")
     if max_epochs is not None and epochs >= max_epochs > 0:

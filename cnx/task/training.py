@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,10 @@ from cnx.objective import Denoise
 from cnx.schedule import Schedule
 
 LOST = 10  # micro-batches without one loss that is a number, after which a run is lost
+REMEDY = (
+    "lower optimizer.lr, or give optimizer.eps, trainer.gradient_clip_val or trainer.precision=32-true, and start a"
+    " new run"
+)
 
 
 class Training(LightningModule):
@@ -116,21 +120,13 @@ class Training(LightningModule):
 
     def on_train_end(self) -> None:
         """Log what the last row left out, so that the last loss is the end's; a stopped run does so when it goes on."""
-        if was_interrupted(self.trainer):
-            return
-        if self._losses:
+        if self._losses and not was_interrupted(self.trainer):
             self._log_row()
-        if self._lost:
-            self._fail()
 
     def _log_row(self) -> None:
         losses = self._shared_losses()
         self.logged_loss = losses.mean().item()
         self._losses.clear()
-        # A scaler of gradients passes over a step that overflows, and the next ones are good again.
-        self._lost = 0 if losses.isfinite().any() else self._lost + len(losses)
-        if self._lost >= LOST:
-            self._fail()
         row = {
             "train/loss": self.logged_loss,
             "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"],
@@ -138,12 +134,15 @@ class Training(LightningModule):
         }
         for logger in self.loggers:
             logger.log_metrics({**self.clocks(), **row}, step=self.global_step)
+        # A scaler of gradients passes over a step that overflows, and the next ones are good again.
+        self._lost = 0 if losses.isfinite().any() else self._lost + len(losses)
+        if self._lost >= LOST:
+            raise InputError(f"train/loss is {self.logged_loss} at step {self.global_step:,}; {REMEDY}")
 
-    def _fail(self) -> None:
-        raise InputError(
-            f"train/loss is {self.logged_loss} at step {self.global_step:,}; lower optimizer.lr, or give"
-            " optimizer.eps, trainer.gradient_clip_val or trainer.precision=32-true, and start a new run"
-        )
+    def check_weights(self, weights: Iterable[Tensor]) -> None:
+        """Raise InputError if any of the weights is no number: the last steps may have lost a run."""
+        if not all(bool(weight.isfinite().all()) for weight in weights):
+            raise InputError(f"the weights are no numbers at step {self.global_step:,}; {REMEDY}")
 
     def _shared_losses(self) -> Float[Tensor, " n"]:
         """Of each micro-batch since the last row, the mean loss of all processes; all have to ask."""
@@ -177,10 +176,10 @@ class Training(LightningModule):
         """Seconds since the run began, preparation included; of a resumed run, those of all its sittings."""
         return self.earlier_seconds + time.perf_counter() - self.began
 
-    def images_per_second(self, but: float) -> float:
-        """Images trained on in this sitting for each second of its training, `but` seconds left out."""
+    def images_per_second(self, but: float) -> float | None:
+        """Images trained on in this sitting for each second of its training, `but` seconds left out; None without."""
         seen = self.samples_seen - self._samples_before
-        return seen / (time.perf_counter() - self._fit_began - but) if seen else 0.0
+        return round(seen / (time.perf_counter() - self._fit_began - but), 2) if seen else None
 
     def configure_model(self) -> None:
         # Lightning calls it again where a process asks twice.

@@ -291,6 +291,16 @@ def test_the_course_of_runs_that_share_samples_is_told_by_samples(save_run: Save
     assert list(found["size 4"]) == ["arm", "0", "400", "800"]
 
 
+def test_probes_of_other_steps_are_not_taken_for_the_same(save_run: SaveRun, out: Path) -> None:
+    runs = [save_run("a", fidelity=[0, 0.1, 0.2, 0.3] + [0.4] * 200), save_run("b", seed=1)]
+    probe = json.loads((runs[1] / "samples" / "probe.json").read_text())
+    for place, measured in enumerate(probe["probes"]):
+        measured["step"] = 0 if place == 0 else 100 * place + 50  # of 20,300 steps that is little
+    (runs[1] / "samples" / "probe.json").write_text(json.dumps(probe))
+    (runs[1] / "metrics.csv").write_text("optimizer_step,samples_seen\n0,0\n150,600\n250,1000\n350,1400\n")
+    assert not any(made.title.startswith("Fidelity a") for made in compare(runs, out).tables)
+
+
 def test_phases_are_marked_on_both_clocks(save_run: SaveRun, out: Path) -> None:
     run = save_run("phased", batch=8)
     (run / "phases.json").write_text(
