@@ -113,6 +113,11 @@ def test_a_sweep_of_2x2_with_a_failure_and_a_kill_is_completed(
     ]  # fmt: skip
     assert [name for name in rows[0] if "callback" not in name][:2] == ["init", "seed"]  # what varied comes first
     assert all(row["control_fidelity"] for row in rows)
+    # What failed after its summary (an upload, a page) is trained no second time.
+    after[0].update(state="failed", error="OSError: no space left")
+    assert command(f"resume={sweep}") == 0
+    assert states(sweep) == ["finished"] * 4 and jobs_of(sweep)[0].error is None
+    assert (finished.folder / "summary.json").stat().st_mtime_ns == kept
 
 
 def test_a_run_that_fails_stops_no_other_and_is_reported_by_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -283,7 +283,7 @@ def run_job(cfg: DictConfig, task: Callable[[DictConfig], None]) -> float | None
                 _say(f"{changed}; it is done anew")
                 job.update(overrides=wanted, state="planned", run_folder=None, error=None)
             if job.state in ("running", "stopped", "failed") and _summary(job):  # after its last line
-                job.update(state="finished")
+                job.update(state="finished", error=None)
             if job.state != "finished":
                 _do(job, cfg, task)
             if job.state == "failed":  # here, where its traceback no longer holds on to anything
